@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The outer wall: every executable of the suite runs inside `guarded`.
+
+An error of ours becomes one sentence, the last line on stderr, and its class's exit status. Anything else is a defect:
+its traceback goes to the log, and the user is told where to look.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from ganeti_plugin import log
+from ganeti_plugin.errors import Error
+
+#: Exit status of a defect of ours (EX_SOFTWARE of sysexits.h).
+DEFECT = 70
+
+#: Exit status after Ctrl-C, as a shell has it: 128 + SIGINT.
+INTERRUPTED = 130
+
+
+def guarded(program: str, main: Callable[[], int | None]) -> int:
+    """Run `main` and return the exit status of the process. Nothing below this calls sys.exit()."""
+    log.setup(program, debug_level=_debug_level())
+    try:
+        status = main() or 0
+        sys.stdout.flush()
+        return status
+    except Error as error:
+        log.error("%s: %s", program, error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        log.error("%s: interrupted", program)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away ("| head"); the interpreter must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        import traceback
+
+        log.traceback(traceback.format_exc())
+        kind = type(error).__name__
+        log.error("%s: internal error (%s: %s); the traceback is in the system log, please report it", program, kind, error)
+        return DEFECT
+
+
+def _debug_level() -> int:
+    """DEBUG_LEVEL is Ganeti's (OS interface); SNF_GANETI_DEBUG is ours, for everything else."""
+    for name in ("DEBUG_LEVEL", "SNF_GANETI_DEBUG"):
+        value = os.environ.get(name, "")
+        if value.isdigit() and int(value) > 0:
+            return int(value)
+    return 0

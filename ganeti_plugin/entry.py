@@ -43,7 +43,9 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
 
         log.traceback(traceback.format_exc())
         kind = type(error).__name__
-        log.error("%s: internal error (%s: %s); the traceback is in the system log, please report it", program, kind, error)
+        log.error(
+            "%s: internal error (%s: %s); the traceback is in the system log, please report it", program, kind, error
+        )
         return DEFECT
 
 

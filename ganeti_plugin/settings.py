@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Every setting of the suite, declared once: name, type, default, unit, help.
+
+From this one list come the reader (`config.py`), the example file with every setting commented, the manual page
+snf-ganeti.toml(5), and the record that code reads: `config.load().image.helper_memory`. A section is a class, a setting
+is an attribute of it, and the type of a setting is the type of its default. To add one, add an attribute here; nothing
+else needs to change.
+
+Plain descriptors and not dataclasses: this module is read by programs that Ganeti starts seven times for one disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar, cast
+
+T = TypeVar("T")
+
+
+class Setting:
+    """One declared setting: a descriptor that answers with the configured value, or with the default."""
+
+    def __init__(self, default: object, *, help: str, unit: str, minimum: int | None, maximum: int | None) -> None:
+        self.default = default
+        self.help = help
+        self.unit = unit
+        self.minimum = minimum
+        self.maximum = maximum
+        self.name = ""
+        self.section = ""
+
+    def __set_name__(self, owner: type[Section], name: str) -> None:
+        self.name = name
+        self.section = owner.name
+
+    def __get__(self, instance: Section | None, owner: type[Section]) -> Any:
+        return self if instance is None else instance.values.get(self.name, self.default)
+
+    def __set__(self, instance: Section, value: object) -> None:
+        raise AttributeError(f"setting {self.section}.{self.name} is read only")
+
+
+def setting(default: T, *, help: str, unit: str = "", minimum: int | None = None, maximum: int | None = None) -> T:
+    """Declare a setting. The result is a descriptor; the cast makes the attribute's type that of the default."""
+    return cast("T", Setting(default, help=help, unit=unit, minimum=minimum, maximum=maximum))
+
+
+class Section:
+    """A frozen record of the settings of one section."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+
+    def __init__(self, values: Mapping[str, object] = MappingProxyType({})) -> None:
+        self.values = MappingProxyType(dict(values))
+
+    @classmethod
+    def settings(cls) -> Iterator[Setting]:
+        """The settings of this section, in the order of their declaration."""
+        return (value for value in vars(cls).values() if isinstance(value, Setting))
+
+
+class Accel(StrEnum):
+    """How the helper VM runs."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class Archipelago(Section):
+    name = "archipelago"
+    summary = "Volumes, snapshots and images: the ExtStorage provider archipelago"
+
+    store_directory: Path = setting(
+        Path("/var/lib/snf-archipelago/store"),
+        help="Directory of the files store. It may be on a file system that several nodes share.",
+    )
+    user: str = setting(
+        "snf-archipelago",
+        help="System user that owns the store and runs the servers of attached volumes.",
+    )
+
+
+class Image(Section):
+    name = "image"
+    summary = "Putting images on disks and customizing them: the OS definition snf-image"
+
+    image_directory: Path = setting(
+        Path("/var/lib/snf-image"),
+        help="Directory of local images: an img_id without a scheme is the name of a file in it.",
+    )
+    helper_directory: Path = setting(
+        Path("/var/lib/snf-image/helper"),
+        help="Directory of the helper VM's files, which 'snf-image helper build' makes.",
+    )
+    helper_memory: int = setting(
+        512,
+        unit="MiB",
+        minimum=128,
+        maximum=65536,
+        help="Memory of the helper VM.",
+    )
+    helper_timeout: int = setting(
+        120,
+        unit="seconds",
+        minimum=1,
+        maximum=86400,
+        help="Time that the helper VM has for all its tasks; then it is ended and the creation of the instance fails.",
+    )
+    accel: Accel = setting(
+        Accel.AUTO,
+        help="How the helper VM runs: kvm, tcg (emulation), or auto: kvm where it is proved to work, tcg elsewhere.",
+    )
+    progress_monitor: str = setting(
+        "",
+        help="Absolute path of a program that is fed the progress of a creation on its standard input; empty for none.",
+    )
+    dhcp_tags: Sequence[str] = setting(
+        ("auto", "dhcp", "nfdhcpd"),
+        help="Tags of a Ganeti network that mean: guests get their IPv4 address by DHCP.",
+    )
+    stateful_dhcpv6_tags: Sequence[str] = setting(
+        ("dhcpv6", "stateful_dhcpv6"),
+        help="Tags of a Ganeti network that mean: guests get their IPv6 address by DHCPv6.",
+    )
+    stateless_dhcpv6_tags: Sequence[str] = setting(
+        ("nfdhcpd", "stateless_dhcpv6"),
+        help="Tags of a Ganeti network that mean: guests make their IPv6 address themselves (SLAAC) and ask DHCPv6 "
+        "for the rest.",
+    )
+    default_nic_config: str = setting(
+        "dhcp",
+        help="What to configure in a guest whose only NIC has neither address nor IPv6 gateway: empty for nothing, "
+        "dhcp, dhcpv6, slaac, slaac_dhcp, or dhcp+ followed by one of the last three.",
+    )
+
+
+class Network(Section):
+    name = "network"
+    summary = "Routes, filters and firewall profiles of instances' NICs"
+
+    uplinks: Mapping[str, str] = setting(
+        MappingProxyType({}),
+        help="Table of routing table (the LINK of a routed NIC) to the node's interface that leads outside, "
+        'for instance { "100" = "eth1" }.',
+    )
+    gateway_mac: str = setting(
+        "cc:47:52:4e:45:54",
+        help="MAC address of every tap on the node's side: the same on all nodes, so that a migrated guest's "
+        "neighbour cache stays true.",
+    )
+    mac_mask: str = setting(
+        "ff:ff:f0:00:00:00",
+        help="The bits of a MAC address that tell one private-filtered network from another.",
+    )
+
+
+SECTIONS: tuple[type[Section], ...] = (Archipelago, Image, Network)

@@ -2,10 +2,10 @@
 """What the host and the helper VM say to each other, and nothing else.
 
 One virtio-serial port carries frames both ways: four bytes of length (big-endian), then one JSON object in UTF-8. The
-host sends a single `Request`. The guest sends `Hello`, then any number of `TaskStart`, `TaskEnd` and `Warning`, then
+host sends a single `Request`. The guest sends `Hello`, then any number of `TaskStart`, `TaskEnd` and `TaskWarning`, then
 exactly one `Result`, and powers off. Both sides decode with this file. The host's copy meets hostile bytes (the guest's
-kernel has just mounted an untrusted file system), so every object has a closed set of keys, every text and list a limit,
-and nothing here evaluates, resolves or opens anything (threats R4, V04).
+kernel has just mounted an untrusted file system), so every object has a closed set of keys, every text a limit, and
+nothing here evaluates, resolves or opens anything (threats R4, V04).
 
 This file travels into the VM: standard library only, and few modules of it, since each costs milliseconds under TCG.
 """
@@ -133,7 +133,7 @@ class TaskEnd:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Warning:
+class TaskWarning:
     """Something an administrator should read; `task` is None outside any task."""
 
     message: str
@@ -151,10 +151,10 @@ class Result:
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-Reply = Hello | TaskStart | TaskEnd | Warning | Result
+Reply = Hello | TaskStart | TaskEnd | TaskWarning | Result
 Message = Request | Reply
 
-# --- checks of values ------------------------------------------------------------------------------------------------
+# --- checks of values ----------------------------------------------------------------------------------------------
 
 Check = Callable[[object, str], object]
 
@@ -226,9 +226,9 @@ def _choice(allowed: Sequence[str]) -> Check:
 
 
 def _version(value: object, where: str) -> int:
-    if value != VERSION or not isinstance(value, int) or isinstance(value, bool):
+    if type(value) is not int or value != VERSION:
         raise ProtocolError(f"{where} is not {VERSION}: the two sides are of different releases")
-    return value
+    return VERSION
 
 
 def _optional(inner: Check) -> Check:
@@ -334,7 +334,7 @@ _REPLIES: Mapping[str, Check] = {
     "hello": _record(Hello, {"version": _version}),
     "task-start": _record(TaskStart, {"task": _name}),
     "task-end": _record(TaskEnd, {"task": _name}),
-    "warning": _record(Warning, {"task": _optional(_name), "message": _text()}),
+    "warning": _record(TaskWarning, {"task": _optional(_name), "message": _text()}),
     "result": _record(Result, _RESULT),
 }
 
@@ -343,11 +343,11 @@ _TYPES: Mapping[type, str] = {
     Hello: "hello",
     TaskStart: "task-start",
     TaskEnd: "task-end",
-    Warning: "warning",
+    TaskWarning: "warning",
     Result: "result",
 }
 
-# --- JSON and frames ---------------------------------------------------------------------------------------------------
+# --- JSON and frames -----------------------------------------------------------------------------------------------
 
 
 def _plain(value: object) -> object:
@@ -383,7 +383,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _refuse_number(text: str) -> object:
+def _refuse_number(_text: str) -> object:
     raise ProtocolError("a number is not a whole one")
 
 
@@ -426,7 +426,7 @@ def decode_reply(data: bytes) -> Reply:
     if kind not in _REPLIES:
         raise ProtocolError("the frame is none of the replies that exist")
     reply = _REPLIES[kind](value, kind)
-    assert isinstance(reply, Hello | TaskStart | TaskEnd | Warning | Result)
+    assert isinstance(reply, Hello | TaskStart | TaskEnd | TaskWarning | Result)
     return reply
 
 

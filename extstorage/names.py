@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Names and sizes that may become file names, unit names, socket paths and maps: judged once, here."""
+
+from __future__ import annotations
+
+from extstorage.errors import BadName, BadSize
+
+BLOCK = 4 << 20
+PAGE = 4096
+SECTOR = 512
+MEBIBYTE = 1 << 20
+
+#: What a systemd instance name and a file name both take as it is. Nothing else is needed by Ganeti or Cyclades.
+_ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+#: /run/snf-archipelago/<name>/control.sock must fit into the 107 characters of a socket address.
+LONGEST_NAME = 72
+
+#: 64 TiB: sixteen times what fits into one layer file of ext4 would be fiction; maps stay below 256 MiB.
+LARGEST = 1 << 46
+
+
+def check_name(name: str, what: str = "the name") -> str:
+    """Return the name, or raise BadName that says which rule it breaks."""
+    if not name or len(name) > LONGEST_NAME:
+        raise BadName(what=what, name=name[:100], reason=f"it must have 1 to {LONGEST_NAME} characters")
+    if not _ALLOWED.issuperset(name):
+        raise BadName(what=what, name=name, reason="only letters, digits, '.', '_' and '-' are allowed")
+    if not name[0].isalnum():
+        raise BadName(what=what, name=name, reason="it must begin with a letter or digit")
+    return name
+
+
+def check_size(size: int) -> int:
+    """Return a size in bytes, or raise BadSize."""
+    if size <= 0:
+        raise BadSize(size=size, reason="it must be above zero")
+    if size > LARGEST:
+        raise BadSize(size=size, reason=f"it must be at most {LARGEST} bytes")
+    if size % SECTOR:
+        raise BadSize(size=size, reason=f"it must be a multiple of {SECTOR} bytes")
+    return size
+
+
+def blocks_of(size: int) -> int:
+    """How many blocks a volume of `size` bytes has."""
+    return -(-size // BLOCK)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What a store must do: the interface between volumes and the place where their bytes live.
+
+A store keeps, for each name, a map, a record of facts and a lock; and for each layer (owner, epoch), pages of data and
+the bitmap that says which pages are there. The rules that `volume.py` relies on:
+
+- `write_map` and `create` are atomic and durable when they return;
+- data of a layer survives the death of this process once `write` returned, and the death of the machine once `sync`
+  returned; a bitmap saved by `save_pages` is durable when that returns;
+- a lock dies with the process that holds it, and with its machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import NamedTuple, Protocol
+
+from extstorage.maps import Source, VolumeMap
+
+
+class Info(NamedTuple):
+    """The facts kept beside a map."""
+
+    created: float
+    origin: str = ""
+    cname: str = ""
+    metadata: str = ""
+    image: bool = False
+    properties: Mapping[str, str] = {}
+
+
+class Holder(NamedTuple):
+    """Who has, or last had, a volume's lock. `token` changes each time that the lock changes hands."""
+
+    token: str
+    node: str
+    boot: str
+    pid: int
+    since: float
+
+    def __str__(self) -> str:
+        return f"node {self.node} (process {self.pid})" if self.node else "an unknown holder"
+
+
+class Layer(Protocol):
+    """What one owner wrote in one epoch. Blocks are named by index, offsets are within the block."""
+
+    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
+        """Fill the buffer; what was never written reads as zeros."""
+
+    def write(self, index: int, offset: int, data: memoryview) -> None: ...
+
+    def punch(self, index: int, offset: int, length: int) -> None:
+        """Make a range read as zeros and give its space back, if the store can."""
+
+    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        """The range as runs (length, whether it is a hole)."""
+
+    def prefetch(self, index: int, offset: int, length: int) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def load_pages(self, index: int) -> int:
+        """The pages of one block that the layer has, as saved."""
+
+    def load_all_pages(self) -> dict[int, int]:
+        """The same for every block that has any."""
+
+    def save_pages(self, pages: Mapping[int, int]) -> None: ...
+
+
+class VolumeLock(Protocol):
+    """An exclusive or shared lock that is held."""
+
+    def holder(self) -> Holder | None:
+        """The record as it stands now: ours, unless somebody took the volume over."""
+
+    def record(self, holder: Holder) -> None: ...
+
+    def release(self) -> None: ...
+
+
+class Store(Protocol):
+    """Where volumes live."""
+
+    @property
+    def title(self) -> str:
+        """For messages: what and where it is."""
+
+    def names(self) -> list[str]: ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def read_map(self, name: str) -> VolumeMap: ...
+
+    def read_heads(self, name: str) -> VolumeMap:
+        """The map without its entries: cheap."""
+
+    def write_map(self, name: str, volume_map: VolumeMap) -> None: ...
+
+    def map_version(self, name: str) -> object:
+        """A value that differs after `write_map`."""
+
+    def read_info(self, name: str) -> Info: ...
+
+    def write_info(self, name: str, info: Info) -> None: ...
+
+    def create(self, name: str, volume_map: VolumeMap, info: Info) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+    def rename(self, old: str, new: str) -> None: ...
+
+    def locked(self) -> AbstractContextManager[None]:
+        """The lock of the whole store: held while names come and go, and while blocks are collected."""
+
+    def lock_volume(self, name: str, *, shared: bool = False) -> VolumeLock:
+        """Raises Held, at once, when somebody else has it."""
+
+    def layer(self, source: Source, *, writable: bool = False) -> Layer: ...
+
+    def layers(self) -> Iterable[Source]: ...
+
+    def remove_layer(self, source: Source) -> int:
+        """Answers with the bytes freed."""
+
+    def free_blocks(self, source: Source, keep: frozenset[int]) -> int:
+        """Give back the blocks of a layer that are not in `keep`; answers with the bytes freed."""
+
+    def used(self, source: Source) -> int:
+        """The bytes that a layer occupies."""

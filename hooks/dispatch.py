@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Which reactions follow which event. For every entry here there is a hook file in debian/; a test compares them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+
+from ganeti_plugin import __version__, log
+from ganeti_plugin.contract.hook import HookCall, Phase
+from hooks import nic_cleanup
+
+Reaction = Callable[[], None]
+
+REACTIONS: Mapping[tuple[str, Phase], tuple[Reaction, ...]] = {
+    (f"instance-{operation}", Phase.POST): (nic_cleanup.react,)
+    for operation in ("stop", "remove", "failover", "migrate", "reboot", "modify")
+}
+
+#: The watcher starts its hooks on every node, at each run, with no variables of its own.
+WATCHER: tuple[Reaction, ...] = (nic_cleanup.react,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """React to the event that the environment (or the argument "watcher") names. An event without reaction is fine."""
+    parser = argparse.ArgumentParser(
+        prog="ganeti-hook",
+        description="Reacts to an event of Ganeti, which starts it through /etc/ganeti/hooks. The environment says "
+        "which: GANETI_HOOKS_PATH and GANETI_HOOKS_PHASE.",
+    )
+    parser.add_argument("event", nargs="?", choices=["watcher"], help="the watcher's hooks have no environment")
+    parser.add_argument("--version", action="version", version=f"ganeti-hook {__version__}")
+    for reaction in _reactions(watcher=parser.parse_args(arguments).event == "watcher"):
+        reaction()
+    return 0
+
+
+def _reactions(*, watcher: bool) -> tuple[Reaction, ...]:
+    if watcher:
+        return WATCHER
+    call = HookCall.from_environment()
+    found = REACTIONS.get((call.path, call.phase), ())
+    log.debug("%s-%s for %s: %d reactions", call.path, call.phase, call.target, len(found))
+    return found

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The shape of the tree, compared with the rules in docs/architecture.md, so that the picture cannot rot."""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).parents[1]
+EXECUTABLES: Mapping[str, str] = {
+    "ganeti-os": "snf_image",
+    "ganeti-extstorage": "extstorage",
+    "ganeti-hook": "hooks",
+    "ganeti-ifup": "network_scripts",
+    "ganeti-ifdown": "network_scripts",
+    "snf-ganeti": "ganeti_plugin",
+    "snf-image": "snf_image",
+    "archipelago": "extstorage",
+}
+FOLDERS = ("ganeti_plugin", "extstorage", "snf_image", "network_scripts", "os_providers", "hooks")
+
+#: What the modules of each part may import of ours. The longest matching prefix counts.
+LAYERS: Mapping[str, tuple[str, ...]] = {
+    "ganeti_plugin": ("ganeti_plugin",),
+    "snf_image.helper": ("snf_image.helper", "snf_image.protocol"),
+    "snf_image.protocol": (),
+    "extstorage": ("extstorage", "ganeti_plugin"),
+    "network_scripts": ("network_scripts", "ganeti_plugin"),
+    "snf_image": ("snf_image", "ganeti_plugin"),
+    "os_providers": ("os_providers", "snf_image", "ganeti_plugin"),
+    "hooks": ("hooks", "network_scripts", "extstorage", "ganeti_plugin"),
+}
+
+#: Modules that are neither Python's nor ours, and the one file that may import each.
+THIRD_PARTY: Mapping[str, str] = {
+    "pyroute2": "network_scripts/links.py",
+    "nftables": "network_scripts/apply.py",
+    "nbdkit": "extstorage/nbdkit_plugin.py",
+}
+
+#: Calls that start or become a program, by module; "" means every name of it.
+STARTS = {
+    "subprocess": "",
+    "multiprocessing": "",
+    "pty": "",
+    "os": "system popen fork forkpty posix_spawn posix_spawnp execv execve execvp execvpe execl execle execlp execlpe "
+    "spawnv spawnve spawnl spawnlp startfile",
+}
+MAY_START: Mapping[str, str] = {
+    "ganeti_plugin/run.py": "the one place that starts programs",
+}
+
+#: The guest's own world: it travels into the helper VM, where ganeti_plugin is not.
+GUEST = "snf_image/helper/"
+
+MAY_READ_ENVIRONMENT = ("ganeti_plugin/contract/", "ganeti_plugin/entry.py")
+
+
+def sources() -> list[Path]:
+    """Every Python file of the product: folders and executables, without tests."""
+    found = [path for folder in FOLDERS for path in sorted((TREE / folder).rglob("*.py"))]
+    return [*found, *(TREE / name for name in EXECUTABLES if (TREE / name).exists())]
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(TREE))
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(TREE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+MODULES = {module_of(path): path for path in sources() if path.suffix == ".py"}
+
+
+def imports(path: Path, *, top_level_only: bool = False) -> Iterator[tuple[str, str]]:
+    """(module, name) of each import; the name is empty for `import module`."""
+    tree = tree_of(path)
+    for node in tree.body if top_level_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{shown(path)}:{node.lineno}: relative import"
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+def target_of(module: str, name: str) -> str:
+    """The module that an import reaches: `from a import b` may mean the module a.b."""
+    return f"{module}.{name}" if f"{module}.{name}" in MODULES else module
+
+
+def is_under(module: str, prefixes: tuple[str, ...]) -> bool:
+    return any(module == prefix or module.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+@pytest.mark.parametrize("path", sources(), ids=shown)
+def test_imports_look_down_only(path: Path) -> None:
+    executable = EXECUTABLES.get(path.name) if path.parent == TREE else None
+    module = module_of(path)
+    if executable:
+        allowed: tuple[str, ...] = ("ganeti_plugin.entry", executable)
+    else:
+        allowed = LAYERS[max((prefix for prefix in LAYERS if is_under(module, (prefix,))), key=len)]
+    for imported, name in imports(path):
+        reached = target_of(imported, name)
+        first = reached.split(".")[0]
+        if first in FOLDERS or first == "tests":
+            assert is_under(reached, allowed), f"{shown(path)} imports {reached}; allowed: {allowed}"
+        elif first in THIRD_PARTY:
+            assert shown(path) == THIRD_PARTY[first], f"{first} belongs into {THIRD_PARTY[first]}"
+        else:
+            assert first in sys.stdlib_module_names, f"{shown(path)} imports {first}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=shown)
+def test_internal_names_stay_internal(path: Path) -> None:
+    own = module_of(path).rsplit(".", 1)[0]
+    for module, name in imports(path):
+        if module.split(".")[0] in FOLDERS and not is_under(module, (own,)):
+            assert name.startswith("__") or not name.startswith("_"), f"{shown(path)} imports {module}.{name}"
+
+
+def test_no_import_cycles() -> None:
+    arrows = {
+        module: {target_of(*pair) for pair in imports(path, top_level_only=True)} & set(MODULES)
+        for module, path in MODULES.items()
+    }
+    done: set[str] = set()
+
+    def walk(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, f"import cycle: {' -> '.join([*trail, module])}"
+        if module not in done:
+            for following in sorted(arrows[module]):
+                walk(following, (*trail, module))
+            done.add(module)
+
+    for module in sorted(arrows):
+        walk(module, ())
+    assert len(done) == len(MODULES) > 10
+
+
+def starting_calls(path: Path) -> Iterator[str]:
+    for module, name in imports(path):
+        if STARTS.get(module) == "" or (module == "os" and name in STARTS["os"].split()):
+            yield f"{shown(path)}: imports {module} {name}"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if node.value.id == "os" and node.attr in STARTS["os"].split():
+                yield f"{shown(path)}:{node.lineno}: os.{node.attr}"
+            elif node.value.id == "asyncio" and node.attr.startswith("create_subprocess"):
+                yield f"{shown(path)}:{node.lineno}: asyncio.{node.attr}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=shown)
+def test_one_module_starts_programs(path: Path) -> None:
+    found = list(starting_calls(path))
+    if shown(path) in MAY_START:
+        assert found, f"{shown(path)} starts nothing: take it off the list"
+    elif not shown(path).startswith(GUEST):
+        assert found == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=shown)
+def test_the_environment_is_read_in_the_contract_modules_only(path: Path) -> None:
+    readers = [
+        node.lineno
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv")
+    ]
+    assert not readers or shown(path).startswith((*MAY_READ_ENVIRONMENT, GUEST)), f"{shown(path)}:{readers}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=shown)
+def test_nothing_below_the_entry_exits(path: Path) -> None:
+    exits = [
+        node.lineno
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr == "exit" and getattr(node.value, "id", "") == "sys"
+    ]
+    assert not exits or path.name in EXECUTABLES or shown(path).startswith(GUEST), f"{shown(path)}:{exits}"
+
+
+@pytest.mark.parametrize("name", EXECUTABLES)
+def test_an_executable_is_a_name_and_not_a_program(name: str) -> None:
+    path = TREE / name
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("#!/usr/bin/python3 -Es\n")
+    assert os.access(path, os.X_OK)
+    assert not [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.FunctionDef | ast.If | ast.For)]
+    assert f'sys.exit(guarded("{name}", main))' in text
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if path.suffix == ".py"], ids=shown)
+def test_a_module_opens_with_licence_and_reason(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("# SPDX-License-Identifier: BSD-2-Clause\n")
+    assert ast.get_docstring(tree_of(path)), f"{shown(path)} does not say why it exists"
+
+
+# What Ganeti sees: the lists are those of ganeti-os-interface(7) and ganeti-extstorage-interface(7).
+
+PROVIDER_ACTIONS = {"create", "attach", "detach", "remove", "grow", "setinfo", "verify", "snapshot", "open", "close"}
+OS_SCRIPTS = {"create", "import", "export", "rename", "verify"}
+OS_FILES = {"ganeti_api_version", "parameters.list", "variants.list"}
+FACES = (
+    ("extstorage/archipelago", "ganeti-extstorage", PROVIDER_ACTIONS, {"parameters.list"}),
+    ("os_providers/snf-image", "ganeti-os", OS_SCRIPTS, OS_FILES),
+)
+
+
+@pytest.mark.parametrize(("folder", "executable", "scripts", "files"), FACES)
+def test_a_folder_that_ganeti_sees_is_complete(
+    folder: str, executable: str, scripts: set[str], files: set[str]
+) -> None:
+    names = {path.name for path in (TREE / folder).iterdir()}
+    assert names == scripts | files
+    for name in scripts:
+        path = TREE / folder / name
+        assert path.is_symlink(), path
+        assert path.resolve() == TREE / executable, path
+        assert not Path(os.readlink(path)).is_absolute(), path
+        assert os.access(path, os.X_OK), path
+
+
+@pytest.mark.parametrize("folder", ["extstorage/archipelago", "os_providers/snf-image"])
+def test_parameter_lists_are_such_that_ganeti_can_read_them(folder: str) -> None:
+    lines = (TREE / folder / "parameters.list").read_text(encoding="utf-8").splitlines()
+    names = [line.split(None, 1)[0] for line in lines]
+    assert all(len(line.split(None, 1)) == 2 for line in lines), "a blank line or one without description breaks gnt-os"
+    assert len(set(names)) == len(names) > 0
+
+
+SKIPPING = ("skip", "skipif", "xfail", "importorskip")
+
+
+@pytest.mark.parametrize("path", sorted(path for path in (TREE / "tests").rglob("*.py")), ids=shown)
+def test_skips_stand_in_one_file(path: Path) -> None:
+    found = [
+        f"{shown(path)}:{node.lineno}"
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute) and node.attr in SKIPPING and ast.unparse(node.value).startswith("pytest")
+    ]
+    assert not found or shown(path) == "tests/skips.py", found

@@ -6,66 +6,66 @@ from __future__ import annotations
 from ganeti_plugin.errors import InputError, IntegrityError, StateError
 
 
-class BadName(InputError):
+class BadNameError(InputError):
     template = "{what} {name!r} is not acceptable: {reason}"
 
 
-class BadSize(InputError):
+class BadSizeError(InputError):
     template = "the size {size} is not acceptable: {reason}"
 
 
-class BadParameter(InputError):
+class BadParameterError(InputError):
     template = "the disk parameter {name} {reason}"
 
 
-class NoSuchVolume(StateError):
+class NoSuchVolumeError(StateError):
     template = "there is no {what} {name!r} in the store {store}"
 
 
-class UnknownOrigin(InputError):
+class UnknownOriginError(InputError):
     template = "the origin {name!r} is neither an image nor a snapshot of the store {store}"
     hint = "'archipelago image list' and 'archipelago snapshot list' show what there is"
 
 
-class NotAnOrigin(InputError):
+class NotAnOriginError(InputError):
     template = "{name!r} is a volume, and only an image or a snapshot can be cloned"
     hint = "take a snapshot first: archipelago snapshot create {name} NAME"
 
 
-class SmallerThanOrigin(InputError):
+class SmallerThanOriginError(InputError):
     template = "a disk of {size} bytes is smaller than its origin {origin!r}, which has {minimum}"
     hint = "ask for at least {mebibytes} MiB"
 
 
-class AlreadyThere(InputError):
+class AlreadyThereError(InputError):
     template = "{name!r} is already in the store {store}, as a {what}"
 
 
-class ReadOnly(StateError):
+class ReadOnlyError(StateError):
     template = "{name!r} is a snapshot and can't be changed"
 
 
-class Held(StateError):
+class HeldError(StateError):
     """Somebody else has the volume. `holder` names them."""
 
     template = "the volume {name!r} is in use by {holder}"
     hint = "it must be closed or detached there first"
 
 
-class NotOpen(StateError):
+class NotOpenError(StateError):
     template = "the volume {name!r} was closed here; open it before writing"
 
 
-class Fenced(StateError):
+class FencedError(StateError):
     template = "the volume {name!r} was taken over by another server; this one has stopped writing"
 
 
-class Broken(IntegrityError):
+class BrokenError(IntegrityError):
     template = "{path}: {reason}"
     hint = "the volume can still be attached and removed, but not read"
 
 
-class BadStore(StateError):
+class BadStoreError(StateError):
     template = "{path} is not a store of this version: {reason}"
 
 

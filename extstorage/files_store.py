@@ -27,12 +27,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from extstorage import maps
-from extstorage.errors import AlreadyThere, BadStore, Broken, Held, NoSuchVolume
+from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, HeldError, NoSuchVolumeError
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK
 from extstorage.pages import EMPTY_RECORD, RECORD, from_record, to_record
 from extstorage.store import Holder, Info
-from ganeti_plugin.files import fsync_directory, locked, write_atomically
+from ganeti_plugin.files import fsync_directory, locked, remove, write_atomically
 
 VERSION = 1
 STORE_FILE = "store.json"
@@ -240,7 +240,7 @@ class FilesStore:
         try:
             return Info(**json.loads(data))
         except (ValueError, TypeError) as error:
-            raise Broken(path=path, reason=f"the facts can't be read ({error})") from None
+            raise BrokenError(path=path, reason=f"the facts can't be read ({error})") from None
 
     def write_info(self, name: str, info: Info) -> None:
         write_atomically(self._folder(name) / "info.json", _info_bytes(info), mode=FILE_MODE)
@@ -255,14 +255,14 @@ class FilesStore:
             yield
         except FileNotFoundError:
             if not self.exists(name):
-                raise NoSuchVolume(what="volume or snapshot", name=name, store=self.title) from None
-            raise Broken(path=path, reason="the file is missing") from None
+                raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title) from None
+            raise BrokenError(path=path, reason="the file is missing") from None
         except OSError as error:
-            raise Broken(path=path, reason=f"it can't be read ({error.strerror})") from None
+            raise BrokenError(path=path, reason=f"it can't be read ({error.strerror})") from None
 
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
         if self.exists(name):
-            raise AlreadyThere(name=name, store=self.title, what="volume, snapshot or image")
+            raise AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image")
         new = self._maps / f".new-{name}"
         shutil.rmtree(new, ignore_errors=True)
         try:
@@ -296,7 +296,7 @@ class FilesStore:
 
     def lock_volume(self, name: str, *, shared: bool = False) -> FileLock:
         if not self.exists(name):
-            raise NoSuchVolume(what="volume or snapshot", name=name, store=self.title)
+            raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title)
         path = self._folder(name) / "lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         try:
@@ -304,8 +304,17 @@ class FilesStore:
         except BlockingIOError:
             holder = _read_holder(descriptor)
             os.close(descriptor)
-            raise Held(name=name, holder=holder or "an unknown holder") from None
+            raise HeldError(name=name, holder=holder or "an unknown holder") from None
         return FileLock(descriptor)
+
+    def ask_for_lock(self, name: str) -> None:
+        os.close(os.open(self._folder(name) / "wanted", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
+
+    def lock_is_asked_for(self, name: str) -> bool:
+        return (self._folder(name) / "wanted").exists()
+
+    def forget_request(self, name: str) -> None:
+        remove(self._folder(name) / "wanted")
 
     def _base(self, source: Source) -> Path:
         return self._data / source.owner.hex() / f"{source.epoch:016x}"
@@ -314,7 +323,7 @@ class FilesStore:
         try:
             return FileLayer(self._base(source), writable)
         except FileNotFoundError as error:
-            raise Broken(path=str(error.filename), reason="the data of a layer is missing") from None
+            raise BrokenError(path=str(error.filename), reason="the data of a layer is missing") from None
 
     def layers(self) -> Iterator[Source]:
         for folder in sorted(os.listdir(self._data)):
@@ -354,7 +363,7 @@ def create_store(directory: Path) -> FilesStore:
         if not (directory / STORE_FILE).exists():
             foreign = [name for name in os.listdir(directory) if name not in ("lock", "maps", "data", "lost+found")]
             if foreign:
-                raise BadStore(path=directory, reason=f"it holds other files, such as {foreign[0]!r}")
+                raise BadStoreError(path=directory, reason=f"it holds other files, such as {foreign[0]!r}")
             for name in ("maps", "data"):
                 (directory / name).mkdir(mode=0o750, exist_ok=True)
             facts = {"kind": "snf-archipelago", "version": VERSION, "uuid": str(uuid.uuid4())}
@@ -363,14 +372,14 @@ def create_store(directory: Path) -> FilesStore:
 
 
 def open_store(directory: Path) -> FilesStore:
-    """Open a store that exists; raises BadStore."""
+    """Open a store that exists; raises BadStoreError."""
     try:
         facts = json.loads((directory / STORE_FILE).read_bytes())
     except FileNotFoundError:
-        raise BadStore(path=directory, reason=f"the file {STORE_FILE} is missing") from None
+        raise BadStoreError(path=directory, reason=f"the file {STORE_FILE} is missing") from None
     except (OSError, ValueError) as error:
-        raise BadStore(path=directory, reason=f"{STORE_FILE} can't be read: {error}") from None
+        raise BadStoreError(path=directory, reason=f"{STORE_FILE} can't be read: {error}") from None
     if not isinstance(facts, dict) or facts.get("kind") != "snf-archipelago" or facts.get("version") != VERSION:
-        raise BadStore(path=directory, reason=f"its version is not {VERSION}")
+        raise BadStoreError(path=directory, reason=f"its version is not {VERSION}")
     return FilesStore(directory)
 

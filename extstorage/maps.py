@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from extstorage.errors import Broken
+from extstorage.errors import BrokenError
 from extstorage.names import LARGEST, blocks_of
 from extstorage.pages import full_mask
 
@@ -142,22 +142,22 @@ def _header(m: VolumeMap, checksum: int) -> bytes:
 
 
 def decode(data: bytes, path: str) -> VolumeMap:
-    """Read a map. Raises Broken, with `path` in it, on anything that `encode` would not have written."""
+    """Read a map. Raises BrokenError, with `path` in it, on anything that `encode` would not have written."""
     if len(data) < _HEADER.size:
-        raise Broken(path=path, reason=f"the map has only {len(data)} bytes")
+        raise BrokenError(path=path, reason=f"the map has only {len(data)} bytes")
     head, count, blocks, checksum = decode_head(data, path)
     expected = _HEADER.size + count * _SOURCE.size + blocks * DEPTH * 4
     if len(data) != expected:
-        raise Broken(path=path, reason=f"the map has {len(data)} bytes instead of {expected}")
+        raise BrokenError(path=path, reason=f"the map has {len(data)} bytes instead of {expected}")
     body = memoryview(data)[_HEADER.size :]
     if zlib.crc32(body, zlib.crc32(_zero_checksum(data))) != checksum:
-        raise Broken(path=path, reason="the checksum of the map is wrong")
+        raise BrokenError(path=path, reason="the checksum of the map is wrong")
     entries = array("I")
     entries.frombytes(body[count * _SOURCE.size :])
     if sys.byteorder == "big":
         entries.byteswap()
     if blocks and max(entries) > count:
-        raise Broken(path=path, reason="the map names a layer that it does not list")
+        raise BrokenError(path=path, reason="the map names a layer that it does not list")
     return head._replace(sources=_sources(body, count), entries=entries)
 
 
@@ -165,11 +165,11 @@ def decode_head(data: bytes, path: str) -> tuple[VolumeMap, int, int, int]:
     """The header alone: (a map without sources and entries, number of sources, of entries, checksum)."""
     magic, version, flags, size, owner, epoch, blocks, count, checksum = _HEADER.unpack_from(data)
     if magic != MAGIC:
-        raise Broken(path=path, reason="it is not a map")
+        raise BrokenError(path=path, reason="it is not a map")
     if version != VERSION or flags & ~READ_ONLY:
-        raise Broken(path=path, reason=f"the map has version {version} and flags {flags:#x}, which are unknown here")
+        raise BrokenError(path=path, reason=f"its version {version} or flags {flags:#x} are unknown here")
     if not 0 < size <= LARGEST or blocks != blocks_of(size) or count > _MOST_SOURCES:
-        raise Broken(path=path, reason="the header of the map contradicts itself")
+        raise BrokenError(path=path, reason="the header of the map contradicts itself")
     return VolumeMap(size, owner, epoch, bool(flags & READ_ONLY), (), array("I")), count, blocks, checksum
 
 
@@ -177,11 +177,11 @@ def decode_heads(read: Callable[[int], bytes], path: str) -> VolumeMap:
     """A map without its entries, from the beginning of its bytes: what listings and collection need first."""
     data = read(_HEADER.size)
     if len(data) < _HEADER.size:
-        raise Broken(path=path, reason=f"the map has only {len(data)} bytes")
+        raise BrokenError(path=path, reason=f"the map has only {len(data)} bytes")
     head, count, _, _ = decode_head(data, path)
     table = read(count * _SOURCE.size)
     if len(table) < count * _SOURCE.size:
-        raise Broken(path=path, reason="the map ends in its list of layers")
+        raise BrokenError(path=path, reason="the map ends in its list of layers")
     return head._replace(sources=_sources(memoryview(table), count))
 
 

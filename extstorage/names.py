@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from extstorage.errors import BadName, BadSize
+from extstorage.errors import BadNameError, BadSizeError
 
 BLOCK = 4 << 20
 PAGE = 4096
@@ -21,24 +21,24 @@ LARGEST = 1 << 46
 
 
 def check_name(name: str, what: str = "the name") -> str:
-    """Return the name, or raise BadName that says which rule it breaks."""
+    """Return the name, or raise BadNameError that says which rule it breaks."""
     if not name or len(name) > LONGEST_NAME:
-        raise BadName(what=what, name=name[:100], reason=f"it must have 1 to {LONGEST_NAME} characters")
+        raise BadNameError(what=what, name=name[:100], reason=f"it must have 1 to {LONGEST_NAME} characters")
     if not _ALLOWED.issuperset(name):
-        raise BadName(what=what, name=name, reason="only letters, digits, '.', '_' and '-' are allowed")
+        raise BadNameError(what=what, name=name, reason="only letters, digits, '.', '_' and '-' are allowed")
     if not name[0].isalnum():
-        raise BadName(what=what, name=name, reason="it must begin with a letter or digit")
+        raise BadNameError(what=what, name=name, reason="it must begin with a letter or digit")
     return name
 
 
 def check_size(size: int) -> int:
-    """Return a size in bytes, or raise BadSize."""
+    """Return a size in bytes, or raise BadSizeError."""
     if size <= 0:
-        raise BadSize(size=size, reason="it must be above zero")
+        raise BadSizeError(size=size, reason="it must be above zero")
     if size > LARGEST:
-        raise BadSize(size=size, reason=f"it must be at most {LARGEST} bytes")
+        raise BadSizeError(size=size, reason=f"it must be at most {LARGEST} bytes")
     if size % SECTOR:
-        raise BadSize(size=size, reason=f"it must be a multiple of {SECTOR} bytes")
+        raise BadSizeError(size=size, reason=f"it must be a multiple of {SECTOR} bytes")
     return size
 
 

@@ -116,7 +116,14 @@ class Store(Protocol):
         """The lock of the whole store: held while names come and go, and while blocks are collected."""
 
     def lock_volume(self, name: str, *, shared: bool = False) -> VolumeLock:
-        """Raises Held, at once, when somebody else has it."""
+        """Raises HeldError, at once, when somebody else has it."""
+
+    def ask_for_lock(self, name: str) -> None:
+        """Ask a holder that shares the volume to flush and yield."""
+
+    def lock_is_asked_for(self, name: str) -> bool: ...
+
+    def forget_request(self, name: str) -> None: ...
 
     def layer(self, source: Source, *, writable: bool = False) -> Layer: ...
 

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A store in this process's memory, for tests: it can lose what was not synced, as a machine does when it dies."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from random import Random
+
+from extstorage import maps
+from extstorage.errors import AlreadyThereError, BrokenError, HeldError, NoSuchVolumeError
+from extstorage.maps import Source, VolumeMap
+from extstorage.names import BLOCK, PAGE
+from extstorage.store import Holder, Info
+
+_NOTHING = bytes(PAGE)
+
+
+class MemoryLayer:
+    """Pages in a dictionary; `_synced` is what the machine's death leaves, with some of the rest."""
+
+    def __init__(self) -> None:
+        self._pages: dict[int, bytes] = {}
+        self._synced: dict[int, bytes] = {}
+        self._owned: dict[int, int] = {}
+
+    def die(self, chance: Random) -> None:
+        """Lose each page that was not synced, or keep it: a kernel writes back as it likes."""
+        for page in set(self._pages) | set(self._synced):
+            if self._pages.get(page) != self._synced.get(page) and chance.random() < 0.5:
+                self._pages[page] = self._synced.get(page, _NOTHING)
+        self._synced = dict(self._pages)
+
+    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
+        position = index * BLOCK + offset
+        done = 0
+        while done < len(buffer):
+            page, inside = divmod(position + done, PAGE)
+            part = self._pages.get(page, _NOTHING)[inside : inside + len(buffer) - done]
+            buffer[done : done + len(part)] = part
+            done += len(part)
+
+    def write(self, index: int, offset: int, data: memoryview) -> None:
+        position = index * BLOCK + offset
+        done = 0
+        while done < len(data):
+            page, inside = divmod(position + done, PAGE)
+            part = bytes(data[done : done + PAGE - inside])
+            old = self._pages.get(page, _NOTHING)
+            self._pages[page] = old[:inside] + part + old[inside + len(part) :]
+            done += len(part)
+
+    def punch(self, index: int, offset: int, length: int) -> None:
+        first = (index * BLOCK + offset) // PAGE
+        for page in range(first, first + length // PAGE):
+            self._pages.pop(page, None)
+
+    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        position, end = index * BLOCK + offset, index * BLOCK + offset + length
+        while position < end:
+            page = position // PAGE
+            step = min(end, (page + 1) * PAGE) - position
+            yield step, page not in self._pages
+            position += step
+
+    def prefetch(self, index: int, offset: int, length: int) -> None:
+        """Memory needs none."""
+
+    def sync(self) -> None:
+        self._synced = dict(self._pages)
+
+    def load_pages(self, index: int) -> int:
+        return self._owned.get(index, 0)
+
+    def load_all_pages(self) -> dict[int, int]:
+        return dict(self._owned)
+
+    def save_pages(self, pages: Mapping[int, int]) -> None:
+        self._owned.update(pages)
+
+    def free_blocks(self, keep: frozenset[int]) -> int:
+        gone = [page for page in self._pages if page * PAGE // BLOCK not in keep]
+        for page in gone:
+            del self._pages[page]
+        self._synced = dict(self._pages)
+        return len(gone) * PAGE
+
+    def used(self) -> int:
+        return len(self._pages) * PAGE
+
+
+class MemoryLock:
+    """Exclusive or shared; the record stays when it is released."""
+
+    def __init__(self, store: MemoryStore, name: str, shared: bool) -> None:
+        self._store = store
+        self._name = name
+        self.shared = shared
+        self.released = False
+
+    def holder(self) -> Holder | None:
+        return self._store.holders.get(self._name)
+
+    def record(self, holder: Holder) -> None:
+        self._store.holders[self._name] = holder
+
+    def release(self) -> None:
+        self.released = True
+
+
+class MemoryStore:
+    """See the module."""
+
+    def __init__(self) -> None:
+        self.holders: dict[str, Holder] = {}
+        self._maps: dict[str, bytes] = {}
+        self._infos: dict[str, Info] = {}
+        self._layers: dict[Source, MemoryLayer] = {}
+        self._locks: dict[str, list[MemoryLock]] = {}
+        self._requests: set[str] = set()
+        self._mutex = threading.Lock()
+
+    def die(self, chance: Random) -> None:
+        """The machine dies: locks and unsynced data go."""
+        self.drop_locks()
+        for layer in self._layers.values():
+            layer.die(chance)
+
+    def drop_locks(self) -> None:
+        """The processes that hold locks die."""
+        self._locks.clear()
+
+    @property
+    def title(self) -> str:
+        return "memory"
+
+    def names(self) -> list[str]:
+        return sorted(self._maps)
+
+    def exists(self, name: str) -> bool:
+        return name in self._maps
+
+    def read_map(self, name: str) -> VolumeMap:
+        return maps.decode(self._bytes(name), name)
+
+    def _bytes(self, name: str) -> bytes:
+        try:
+            return self._maps[name]
+        except KeyError:
+            raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title) from None
+
+    def read_heads(self, name: str) -> VolumeMap:
+        return self.read_map(name)
+
+    def write_map(self, name: str, volume_map: VolumeMap) -> None:
+        self._maps[name] = maps.encode(volume_map)
+
+    def map_version(self, name: str) -> object:
+        return self._maps.get(name)
+
+    def read_info(self, name: str) -> Info:
+        self._bytes(name)
+        return self._infos[name]
+
+    def write_info(self, name: str, info: Info) -> None:
+        self._infos[name] = info
+
+    def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
+        if name in self._maps:
+            raise AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image")
+        self._maps[name] = maps.encode(volume_map)
+        self._infos[name] = info
+
+    def remove(self, name: str) -> None:
+        self._maps.pop(name, None)
+        self._infos.pop(name, None)
+        self.holders.pop(name, None)
+
+    def rename(self, old: str, new: str) -> None:
+        self._maps[new] = self._maps.pop(old)
+        self._infos[new] = self._infos.pop(old)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        with self._mutex:
+            yield
+
+    def lock_volume(self, name: str, *, shared: bool = False) -> MemoryLock:
+        self._bytes(name)
+        held = [lock for lock in self._locks.get(name, []) if not lock.released]
+        if held and not (shared and all(lock.shared for lock in held)):
+            raise HeldError(name=name, holder=self.holders.get(name) or "an unknown holder")
+        lock = MemoryLock(self, name, shared)
+        self._locks[name] = [*held, lock]
+        return lock
+
+    def ask_for_lock(self, name: str) -> None:
+        self._requests.add(name)
+
+    def lock_is_asked_for(self, name: str) -> bool:
+        return name in self._requests
+
+    def forget_request(self, name: str) -> None:
+        self._requests.discard(name)
+
+    def layer(self, source: Source, *, writable: bool = False) -> MemoryLayer:
+        if writable:
+            return self._layers.setdefault(source, MemoryLayer())
+        try:
+            return self._layers[source]
+        except KeyError:
+            raise BrokenError(path=str(source), reason="the data of a layer is missing") from None
+
+    def layers(self) -> list[Source]:
+        return sorted(self._layers)
+
+    def remove_layer(self, source: Source) -> int:
+        return self._layers.pop(source, MemoryLayer()).used()
+
+    def free_blocks(self, source: Source, keep: frozenset[int]) -> int:
+        return self._layers[source].free_blocks(keep)
+
+    def used(self, source: Source) -> int:
+        return self._layers[source].used()

@@ -1,0 +1,434 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""One user of one volume: who may read and write it when, and what happens at open, close, snapshot and grow.
+
+There is one writer. It holds the volume's lock in the store, and leaves its name there; the lock dies with it. The map
+and the owned pages are read when the lock is gained, and written back before it is given up. The modes:
+
+    ATTACHED    nobody said anything yet: reads ask the store each time, the first write takes the lock
+    EXCLUSIVE   the lock is held (or was, and is taken again by a server that restarts)
+    SHARED      both sides of a live migration: whoever does I/O gets the lock, the other flushes and yields
+    CLOSED      reads only
+    SNAPSHOT    immutable: a shared lock keeps it from being removed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+
+from extstorage import maps, run_pages
+from extstorage.errors import (
+    AlreadyThereError,
+    FencedError,
+    HeldError,
+    NotOpenError,
+    ReadOnlyError,
+    ServerError,
+)
+from extstorage.maps import VolumeMap
+from extstorage.run_pages import RunPages
+from extstorage.store import Holder, Info, Store, VolumeLock
+from extstorage.volume import Extent, Volume
+from ganeti_plugin.log import debug, info, warning
+
+#: Seconds that running requests have to end before a snapshot gives up.
+DRAIN_TIMEOUT = 60.0
+
+#: Seconds that a migration's source has to flush and yield.
+YIELD_TIMEOUT = 60.0
+YIELD_POLL = 0.02
+
+_MODE_FILE = "mode"
+
+
+class Mode(StrEnum):
+    ATTACHED = "attached"
+    EXCLUSIVE = "exclusive"
+    SHARED = "shared"
+    CLOSED = "closed"
+    SNAPSHOT = "snapshot"
+
+
+class Gate:
+    """Lets requests through, until somebody holds them all to have the volume alone."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition(threading.Lock())
+        self._running = 0
+        self._held = False
+
+    def enter(self) -> None:
+        with self._condition:
+            while self._held:
+                self._condition.wait()
+            self._running += 1
+
+    def leave(self) -> None:
+        with self._condition:
+            self._running -= 1
+            if self._held and not self._running:
+                self._condition.notify_all()
+
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Wait for running requests and keep new ones waiting."""
+        with self._condition:
+            deadline = time.monotonic() + DRAIN_TIMEOUT
+            if not self._condition.wait_for(lambda: not self._held, DRAIN_TIMEOUT):
+                raise ServerError(name=name, message="another snapshot or close has not ended")
+            self._held = True
+            drained = self._condition.wait_for(lambda: not self._running, deadline - time.monotonic())
+        try:
+            if not drained:
+                raise ServerError(name=name, message=f"its requests did not end within {DRAIN_TIMEOUT:g} s")
+            yield
+        finally:
+            with self._condition:
+                self._held = False
+                self._condition.notify_all()
+
+
+class Session:
+    """See the module. Thread-safe. `run` is the volume's directory under /run, if there is one."""
+
+    def __init__(self, store: Store, name: str, run: Path | None = None) -> None:
+        self._store = store
+        self._name = name
+        self._run = run
+        self._gate = Gate()
+        self._control = threading.RLock()
+        self._lock: VolumeLock | None = None
+        self._token = ""
+        self._fenced = False
+        head = store.read_heads(name)
+        self.mode = Mode.SNAPSHOT if head.read_only else Mode.ATTACHED
+        self._seen: object = store.map_version(name)
+        self._volume = Volume(store, store.read_map(name), cached=head.read_only)
+        if head.read_only:
+            self._lock = store.lock_volume(name, shared=True)
+
+    @property
+    def size(self) -> int:
+        return self._volume.map.size
+
+    @property
+    def holds_lock(self) -> bool:
+        return self._lock is not None and self.mode is not Mode.SNAPSHOT
+
+    # Requests.
+
+    def _enter(self, write: bool) -> Volume:
+        """Pass the gate with the volume to use; every call is followed by `_gate.leave()`."""
+        while True:
+            self._gate.enter()
+            try:
+                volume = self._usable(write)
+            except BaseException:
+                self._gate.leave()
+                raise
+            if volume is not None:
+                return volume
+            self._gate.leave()
+            self._obtain_for_request()
+
+    def _usable(self, write: bool) -> Volume | None:
+        """The volume for a request, or None when the lock is needed first."""
+        if self._fenced:
+            raise FencedError(name=self._name)
+        if self._lock is not None:
+            if write and self.mode is Mode.SNAPSHOT:
+                raise ReadOnlyError(name=self._name)
+            return self._volume
+        if self.mode is Mode.SHARED:
+            return None
+        if not write:
+            return self._refreshed()
+        if self.mode is Mode.CLOSED:
+            raise NotOpenError(name=self._name)
+        return None
+
+    def _refreshed(self) -> Volume:
+        """For reads without the lock: the map as it is now."""
+        version = self._store.map_version(self._name)
+        if version != self._seen:
+            self._volume = Volume(self._store, self._store.read_map(self._name), cached=False)
+            self._seen = version
+        return self._volume
+
+    def readinto(self, buffer: memoryview, offset: int) -> None:
+        volume = self._enter(False)
+        try:
+            volume.readinto(buffer, offset)
+        finally:
+            self._gate.leave()
+
+    def write(self, data: memoryview, offset: int) -> None:
+        volume = self._enter(True)
+        try:
+            volume.write(data, offset)
+        finally:
+            self._gate.leave()
+
+    def zero(self, offset: int, length: int) -> None:
+        volume = self._enter(True)
+        try:
+            volume.zero(offset, length)
+        finally:
+            self._gate.leave()
+
+    def discard(self, offset: int, length: int) -> None:
+        volume = self._enter(True)
+        try:
+            volume.discard(offset, length)
+        finally:
+            self._gate.leave()
+
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        volume = self._enter(False)
+        try:
+            return volume.extents(offset, length)
+        finally:
+            self._gate.leave()
+
+    def prefetch(self, offset: int, length: int) -> None:
+        volume = self._enter(False)
+        try:
+            volume.prefetch(offset, length)
+        finally:
+            self._gate.leave()
+
+    def flush(self) -> None:
+        """What was acknowledged is durable afterwards. Without the lock, it was flushed when that was given up."""
+        self._gate.enter()
+        try:
+            if self.holds_lock:
+                self._flush_held()
+        finally:
+            self._gate.leave()
+
+    def _flush_held(self) -> None:
+        assert self._lock is not None
+        self._volume.flush()
+        holder = self._lock.holder()
+        if holder is None or holder.token != self._token:
+            self._fenced = True
+            raise FencedError(name=self._name)
+
+    # The lock.
+
+    def _obtain_for_request(self) -> None:
+        with self._control:
+            if self.mode is Mode.SHARED:
+                self._obtain_from_peer()
+            elif self.mode is Mode.ATTACHED:
+                self._obtain()
+                self._set_mode(Mode.EXCLUSIVE)
+            elif self.mode is Mode.EXCLUSIVE:
+                self._obtain()
+
+    def _obtain_from_peer(self) -> None:
+        deadline = time.monotonic() + YIELD_TIMEOUT
+        while True:
+            try:
+                self._obtain()
+                self._store.forget_request(self._name)
+                return
+            except HeldError:
+                if time.monotonic() >= deadline:
+                    raise
+            self._store.ask_for_lock(self._name)
+            time.sleep(YIELD_POLL)
+
+    def _obtain(self) -> None:
+        """Take the lock, then read what the last holder left. Raises HeldError at once."""
+        if self._lock is not None:
+            return
+        lock = self._store.lock_volume(self._name)
+        try:
+            before = lock.holder()
+            token = secrets.token_hex(8)
+            pages = self._prepare_run(before.token if before else "", token)
+            lock.record(Holder(token, socket.gethostname(), _boot_id(), os.getpid(), time.time()))
+            if pages is not None and self._run is not None:
+                run_pages.write_tokens(self._run, [token])
+            with self._gate.hold(self._name):
+                self._load(self._store.read_map(self._name))
+                self._lock, self._token = lock, token
+        except BaseException:
+            if self._lock is not lock:
+                lock.release()
+            raise
+        debug("%s: took the lock", self._name)
+
+    def _prepare_run(self, old: str, new: str) -> Path | None:
+        """Keep a dead predecessor's marks if nobody held the lock since, else drop them.
+
+        Both tokens are true for a moment: a death before or after the new one is recorded must not lose marks.
+        """
+        if self._run is None:
+            return None
+        valid = bool(old) and old in run_pages.read_tokens(self._run)
+        if not valid:
+            run_pages.forget(self._run)
+        run_pages.write_tokens(self._run, [old, new] if valid else [new])
+        return self._run
+
+    def _load(self, volume_map: VolumeMap) -> None:
+        run = RunPages(self._run, volume_map.current) if self._run is not None else None
+        self._volume = Volume(self._store, volume_map, cached=True, run=run)
+
+    def _give_up(self) -> None:
+        """Flush and release the lock. If the flush fails, the lock is kept."""
+        if not self.holds_lock:
+            return
+        with contextlib.suppress(FencedError):
+            self.flush()
+        with self._gate.hold(self._name):
+            if self._lock is None:
+                return
+            with contextlib.suppress(FencedError):
+                self._flush_held()
+            self._volume = Volume(self._store, self._volume.map, cached=False)
+            self._seen = self._store.map_version(self._name)
+            if self._run is not None:
+                run_pages.forget(self._run)
+            self._lock.release()
+            self._lock = None
+            self._token = ""
+        debug("%s: gave up the lock", self._name)
+
+    def poll(self) -> None:
+        """To be called now and then: yield to the other side of a migration if it asks."""
+        if self.mode is Mode.SHARED and self.holds_lock and self._store.lock_is_asked_for(self._name):
+            with self._control:
+                if self.mode is Mode.SHARED:
+                    self._give_up()
+
+    # What Ganeti asks for.
+
+    def open(self, exclusive: bool) -> None:
+        """Repeatable, in any mode. Raises HeldError, naming the holder, when another node has the volume."""
+        with self._control:
+            if self.mode is Mode.SNAPSHOT:
+                return
+            if self._fenced:
+                self._drop_lost_lock()
+            if exclusive:
+                if self.mode is Mode.SHARED and self._lock is None:
+                    self._obtain_from_peer()
+                self._obtain()
+            self._set_mode(Mode.EXCLUSIVE if exclusive else Mode.SHARED)
+
+    def _drop_lost_lock(self) -> None:
+        """Begin anew after another server took the volume over: what was not flushed then is lost."""
+        with self._gate.hold(self._name):
+            self._volume = Volume(self._store, self._store.read_map(self._name), cached=False)
+            self._seen = self._store.map_version(self._name)
+            if self._run is not None:
+                run_pages.forget(self._run)
+            if self._lock is not None:
+                self._lock.release()
+            self._lock, self._token, self._fenced = None, "", False
+
+    def close(self) -> None:
+        """Flush and release; a holder elsewhere is not disturbed."""
+        with self._control:
+            if self.mode is Mode.SNAPSHOT:
+                return
+            self._give_up()
+            self._set_mode(Mode.CLOSED)
+
+    def resume(self) -> None:
+        """Go on in the mode in which a predecessor died."""
+        if self.mode is Mode.SNAPSHOT or self._run is None:
+            return
+        with contextlib.suppress(OSError, ValueError):
+            mode = Mode((self._run / _MODE_FILE).read_text().strip())
+            try:
+                if mode is Mode.EXCLUSIVE:
+                    self.open(True)
+                elif mode in (Mode.SHARED, Mode.CLOSED):
+                    self.mode = mode
+            except HeldError as error:
+                self.mode = Mode.CLOSED
+                warning("%s", error)
+
+    def _set_mode(self, mode: Mode) -> None:
+        if self.mode is not mode:
+            info("%s: %s, was %s", self._name, mode.value, self.mode.value)
+        self.mode = mode
+        if self._run is not None:
+            temporary = self._run / f".{_MODE_FILE}"
+            temporary.write_text(mode.value)
+            os.replace(temporary, self._run / _MODE_FILE)
+
+    def shutdown(self) -> None:
+        """The orderly end: flush, release, leave nothing under /run but the mode."""
+        with self._control:
+            if self.mode is Mode.SNAPSHOT and self._lock is not None:
+                self._lock.release()
+                self._lock = None
+            self._give_up()
+
+    @contextlib.contextmanager
+    def _exclusively(self) -> Iterator[None]:
+        """With the lock, if need be only for this piece of work."""
+        with self._control:
+            if self.mode is Mode.SNAPSHOT:
+                raise ReadOnlyError(name=self._name)
+            had = self._lock is not None
+            if self.mode is Mode.SHARED:
+                self._obtain_from_peer()
+            else:
+                self._obtain()
+            try:
+                yield
+            finally:
+                if not had and self.mode in (Mode.ATTACHED, Mode.CLOSED):
+                    self._give_up()
+
+    def snapshot(self, name: str, facts: Info) -> None:
+        """Freeze the volume as it is between two requests, under a new name.
+
+        The volume's own map comes first: a death before the second write leaves a layer more and nothing else.
+        """
+        with self._exclusively():
+            self.flush()
+            with self._store.locked():
+                if self._store.exists(name):
+                    raise AlreadyThereError(name=name, store=self._store.title, what="volume, snapshot or image")
+                with self._gate.hold(self._name):
+                    self._flush_held()
+                    owned = self._volume.owned()
+                    if owned:
+                        frozen = maps.freeze(self._volume.map, owned)
+                        self._store.write_map(self._name, frozen)
+                        self._load(frozen)
+                snapshot = maps.as_snapshot(self._volume.map)
+                self._store.create(name, snapshot, facts)
+        info("%s: snapshot %s taken", self._name, name)
+
+    def grow(self, size: int) -> None:
+        """Make the volume larger; clients see it when they connect again."""
+        with self._exclusively(), self._store.locked(), self._gate.hold(self._name):
+            if size <= self._volume.map.size:
+                return
+            self._flush_held()
+            grown = maps.grow(self._volume.map, size)
+            self._store.write_map(self._name, grown)
+            self._load(grown)
+        info("%s: grown to %d bytes", self._name, size)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

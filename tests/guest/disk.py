@@ -61,7 +61,7 @@ def make(image: Path, tree: Path, layout: Layout, scratch: Path) -> None:
     kibibytes = (layout.size - OFFSET) // 1024
     run(
         [
-            "mkfs.ext4", "-q", "-F", "-m", "1", "-O", FEATURES, "-L", layout.label, "-U", str(layout.uuid),
+            "mkfs.ext4", "-q", "-F", "-m", "1", "-b", "4096", "-O", FEATURES, "-L", layout.label, "-U", str(layout.uuid),
             "-E", f"offset={OFFSET},lazy_itable_init=0,lazy_journal_init=0", "-d", tree, image, f"{kibibytes}k",
         ],
         timeout=300,
@@ -70,10 +70,19 @@ def make(image: Path, tree: Path, layout: Layout, scratch: Path) -> None:
     mountpoint.mkdir(exist_ok=True)
     run(["mount", "-t", "ext4", "-o", f"loop,offset={OFFSET}", image, mountpoint])
     try:
+        for name in (layout.kernel, layout.initrd):
+            _rewrite((mountpoint / name.lstrip("/")).resolve())
         run(["extlinux", "--install", mountpoint / "boot" / "extlinux"])
     finally:
         run(["umount", mountpoint])
     run(["e2fsck", "-fn", f"{image}?offset={OFFSET}"], timeout=300)
+
+
+def _rewrite(path: Path) -> None:
+    """Give a file new, whole extents: mkfs leaves holes in it, and extlinux fails on some ("I/O error")."""
+    copy = path.with_name(f"{path.name}.new")
+    copy.write_bytes(path.read_bytes())
+    os.replace(copy, path)
 
 
 def _partition(image: Path) -> None:

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The outer wall: every executable of the suite runs inside `guarded`.
 
-An error of ours becomes one sentence, the last line on stderr, and its class's exit status. Anything else is a defect:
-its traceback goes to the log, and the user is told where to look.
+An error of ours becomes one sentence, the last line on stderr, and its class's exit status. So does an error of the
+system (a full disk, a file that is not there), with its traceback in the log. Anything else is a defect: its traceback
+goes to the log, and the user is told where to look. SIGTERM ends the program as Ctrl-C does, so that what it started
+is cleaned up on the way out.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -17,13 +20,19 @@ from ganeti_plugin.errors import Error
 #: Exit status of a defect of ours (EX_SOFTWARE of sysexits.h).
 DEFECT = 70
 
-#: Exit status after Ctrl-C, as a shell has it: 128 + SIGINT.
-INTERRUPTED = 130
+#: Exit status after a signal, as a shell has it: 128 + its number.
+SIGNALLED = 128
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGHUP arrived."""
 
 
 def guarded(program: str, main: Callable[[], int | None]) -> int:
     """Run `main` and return the exit status of the process. Nothing below this calls sys.exit()."""
     log.setup(program, debug_level=_debug_level())
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         status = main() or 0
         sys.stdout.flush()
@@ -31,22 +40,35 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
     except Error as error:
         log.error("%s: %s", program, error)
         return error.exit_status
-    except KeyboardInterrupt:
-        log.error("%s: interrupted", program)
-        return INTERRUPTED
+    except KeyboardInterrupt as interruption:
+        number = interruption.args[0] if isinstance(interruption, Interrupted) else signal.SIGINT
+        log.error("%s: interrupted by %s", program, signal.Signals(number).name)
+        return SIGNALLED + int(number)
     except BrokenPipeError:
         # The reader of our output went away ("| head"); the interpreter must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        _log_traceback()
+        log.error("%s: %s", program, error)
+        return Error.exit_status
     except Exception as error:
-        import traceback
-
-        log.traceback(traceback.format_exc())
+        _log_traceback()
         kind = type(error).__name__
         log.error(
             "%s: internal error (%s: %s); the traceback is in the system log, please report it", program, kind, error
         )
         return DEFECT
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise Interrupted(number)
+
+
+def _log_traceback() -> None:
+    import traceback
+
+    log.traceback(traceback.format_exc())
 
 
 def _debug_level() -> int:

@@ -81,8 +81,8 @@ def run(
             cwd=cwd,
             check=False,
         )
-    except FileNotFoundError:
-        raise _failure(arguments, "not found", "the program is not installed") from None
+    except OSError as error:
+        raise _not_started(arguments, error) from None
     except subprocess.TimeoutExpired as error:
         raise _failure(arguments, f"no end after {timeout:g} s", _detail(error.stderr)) from None
     if done.returncode not in allowed:
@@ -113,8 +113,14 @@ def spawn(
             pass_fds=tuple(pass_fds),
             start_new_session=new_session,
         )
-    except FileNotFoundError:
-        raise _failure(arguments, "not found", "the program is not installed") from None
+    except OSError as error:
+        raise _not_started(arguments, error) from None
+
+
+def _not_started(command: Sequence[str], error: OSError) -> CommandError:
+    if isinstance(error, FileNotFoundError) and error.filename == command[0]:
+        return _failure(command, "not found", "the program is not installed")
+    return _failure(command, "it cannot be started", str(error))
 
 
 def _failure(command: Sequence[str], reason: str, detail: str) -> CommandError:

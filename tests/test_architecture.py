@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
+import string
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+
+from ganeti_plugin.errors import Error
 
 TREE = Path(__file__).parents[1]
 EXECUTABLES: Mapping[str, str] = {
@@ -132,7 +136,7 @@ def test_internal_names_stay_internal(path: Path) -> None:
 
 def test_no_import_cycles() -> None:
     arrows = {
-        module: {target_of(*pair) for pair in imports(path, top_level_only=True)} & set(MODULES)
+        module: {target_of(*pair) for pair in imports(path, top_level_only=True)} & set(MODULES) - {module}
         for module, path in MODULES.items()
     }
     done: set[str] = set()
@@ -250,3 +254,41 @@ def test_skips_stand_in_one_file(path: Path) -> None:
         if isinstance(node, ast.Attribute) and node.attr in SKIPPING and ast.unparse(node.value).startswith("pytest")
     ]
     assert not found or shown(path) == "tests/skips.py", found
+
+
+def error_classes() -> dict[str, set[str]]:
+    """By class name, the facts that its sentence and hint need."""
+    for module, path in MODULES.items():
+        if any(isinstance(node, ast.ClassDef) and node.name.endswith("Error") for node in tree_of(path).body):
+            importlib.import_module(module)
+    found: dict[str, set[str]] = {}
+    waiting = [Error]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        fields = {field for text in (kind.template, kind.hint) for _, field, _, _ in string.Formatter().parse(text)}
+        found[kind.__name__] = {field.split(".")[0] for field in fields if field}
+    return found
+
+
+ERRORS = error_classes()
+
+
+@pytest.mark.parametrize("path", sources(), ids=shown)
+def test_every_error_gets_the_facts_that_its_sentence_needs(path: Path) -> None:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ERRORS:
+            given = {keyword.arg for keyword in node.keywords}
+            missing = ERRORS[node.func.id] - {name for name in given if name}
+            assert not missing or None in given, f"{shown(path)}:{node.lineno}: {node.func.id} lacks {missing}"
+
+
+@pytest.mark.parametrize("path", sources(), ids=shown)
+def test_what_is_raised_is_ours(path: Path) -> None:
+    """ValueError and LookupError are for functions whose callers turn them into errors of ours at once."""
+    own = set(ERRORS) | {"ValueError", "AssertionError", "AttributeError", "KeyError", "OSError", "Interrupted"}
+    own |= {node.name for node in ast.walk(tree_of(path)) if isinstance(node, ast.ClassDef)}
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
+            name = node.exc.func.id
+            assert name in own or not name[0].isupper() or shown(path).startswith(GUEST), f"{shown(path)}:{node.lineno}"

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The outer wall: one sentence and the right exit status for everything that can happen below."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from ganeti_plugin import entry
+from ganeti_plugin.errors import CommandError, InputError, IntegrityError, MissingVariableError, StateError
+
+
+@pytest.fixture(autouse=True)
+def _signals() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def main() -> int:
+        raise error
+
+    return main
+
+
+def test_success_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.guarded("program", lambda: None) == 0
+    assert entry.guarded("program", lambda: 3) == 3
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (InputError(message="no such image"), 2, "program: no such image"),
+        (StateError(message="busy", hint="wait"), 1, "program: busy (wait)"),
+        (IntegrityError(message="a map ends early"), 1, "program: a map ends early"),
+        (
+            MissingVariableError(action="create", name="VOL_NAME"),
+            2,
+            "program: create: the environment variable VOL_NAME is missing "
+            "(VOL_NAME is set by Ganeti: start this program through Ganeti, or set it by hand)",
+        ),
+        (
+            CommandError(program="nft", reason="exit code 1", detail="syntax error", command="nft -f -"),
+            1,
+            "program: nft failed (exit code 1): syntax error (repeat it with: nft -f -)",
+        ),
+        (OSError(28, "No space left on device", "/store"), 1, "program: [Errno 28] No space left on device: '/store'"),
+        (KeyboardInterrupt(), 130, "program: interrupted by SIGINT"),
+        (
+            ValueError("what"),
+            70,
+            "program: internal error (ValueError: what); the traceback is in the system log, please report it",
+        ),
+    ],
+)
+def test_an_error_is_one_sentence(
+    error: BaseException, status: int, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert entry.guarded("program", raising(error)) == status
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_a_defect_shows_its_traceback_when_debugging(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEBUG_LEVEL", "1")
+    entry.guarded("program", raising(ValueError("what")))
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_lets_cleanup_run(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    cleaned: list[str] = []
+
+    def main() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            signal.pause()
+        finally:
+            cleaned.append("up")
+
+    assert entry.guarded("program", main) == 128 + number
+    assert cleaned == ["up"]
+    assert capsys.readouterr().err == f"error: program: interrupted by {number.name}\n"

@@ -87,8 +87,8 @@ def clone(parent: VolumeMap, size: int, owner: bytes) -> VolumeMap:
 
 
 def as_snapshot(frozen: VolumeMap) -> VolumeMap:
-    """The map of a snapshot taken of a map that `freeze` made."""
-    return frozen._replace(read_only=True)
+    """The map of a snapshot taken of a map that `freeze` made. Epoch 0 never has a layer: a snapshot owns nothing."""
+    return frozen._replace(read_only=True, epoch=0)
 
 
 def grow(old: VolumeMap, size: int) -> VolumeMap:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Volumes against a model: any sequence of writes, discards, snapshots, clones, growth and deaths reads as it must.
 
-A sector is filled with one byte value, so the model of a volume is one byte per sector, and after the death of the machine
-a sector may hold what was flushed or anything written since.
+A sector is filled with one byte value, so the model of a volume is one byte per sector, and after the death of the
+machine a sector may hold what was flushed or anything written since.
 """
 
 from __future__ import annotations
@@ -229,7 +229,8 @@ class Bench:
                 position += extent.length
 
 
-ACTIONS = ("write",) * 8 + ("zero", "discard", "flush", "snapshot", "snapshot", "drop", "rebase", "grow", "reopen", "kill")
+OTHERS = ("zero", "discard", "flush", "snapshot", "snapshot", "drop", "rebase", "grow", "reopen", "kill")
+ACTIONS = ("write",) * 8 + OTHERS
 
 
 def drive(bench: Bench, actions: list[str]) -> None:

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The NBD server of one attached volume: a plugin that nbdkit runs, and the thread that answers the control socket.
+
+    nbdkit -f --unix RUN/nbd.sock python .../extstorage/server.py volume=NAME store=DIRECTORY run=RUN
+
+Runs as the store's user. Requests come in parallel threads; os.preadv, os.pwrite and fdatasync let go of the
+interpreter while they wait. A volume that can't be read is served all the same, with an error for each request, so that
+Ganeti can attach it and hence remove it (contract.md: a failing attach leaks the volume).
+"""
+
+# ruff: noqa: ARG001, A001 - nbdkit prescribes the names and arguments of its callbacks
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import nbdkit
+
+from extstorage import control, names
+from extstorage.errors import BrokenError, FencedError, HeldError, NotOpenError, ReadOnlyError
+from extstorage.files_store import open_store
+from extstorage.session import Mode, Session
+from extstorage.store import Info
+from ganeti_plugin import log
+from ganeti_plugin.errors import Error, InputError
+
+API_VERSION = 2
+
+#: What a volume that can't be read pretends to have.
+BROKEN_SIZE = names.MEBIBYTE
+
+_ERRNO: Mapping[type[Error], int] = {
+    ReadOnlyError: errno.EROFS,
+    NotOpenError: errno.EPERM,
+    HeldError: errno.EPERM,
+    FencedError: errno.ESHUTDOWN,
+    BrokenError: errno.EIO,
+}
+
+
+class Server:
+    """The process's one volume."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, str] = {}
+        self.session: Session | None = None
+        self.fault = ""
+        self.ending = threading.Event()
+        self.requests = {"reads": 0, "writes": 0}
+
+    @property
+    def run(self) -> Path:
+        return Path(self.settings["run"])
+
+    def load(self) -> None:
+        """Open the volume in the mode in which a predecessor left it."""
+        try:
+            store = open_store(Path(self.settings["store"]))
+            self.session = Session(store, self.settings["volume"], self.run)
+            self.session.resume()
+        except Error as error:
+            self.fault = str(error)
+            log.error("%s", error)
+
+    def use(self) -> Session:
+        if self.session is None:
+            nbdkit.set_error(errno.EIO)
+            raise RuntimeError(self.fault)
+        return self.session
+
+    def size(self) -> int:
+        return self.session.size if self.session else BROKEN_SIZE
+
+    def handle(self, request: control.Request) -> Mapping[str, object]:
+        """Answer one call on the control socket."""
+        command = request.get("command")
+        if command == "status":
+            return self.status()
+        if command == "stop":
+            nbdkit.shutdown()
+            return {}
+        if self.session is None:
+            raise InputError(message=self.fault)
+        if command == "open":
+            self.session.open(bool(request["exclusive"]))
+        elif command == "close":
+            self.session.close()
+        elif command == "flush":
+            self.session.flush()
+        elif command == "grow":
+            self.session.grow(int(str(request["size"])))
+        elif command == "snapshot":
+            facts = request["facts"]
+            assert isinstance(facts, dict)
+            self.session.snapshot(str(request["name"]), Info(**facts))
+        else:
+            raise InputError(message=f"there is no command {command!r}")
+        return self.status()
+
+    def status(self) -> Mapping[str, object]:
+        mode = self.session.mode.value if self.session else "broken"
+        holds = bool(self.session and self.session.holds_lock)
+        return {"mode": mode, "writer": holds, "size": self.size(), "fault": self.fault, "pid": os.getpid()}
+
+    def idle(self) -> bool:
+        """Between calls: whether to go on."""
+        if self.session is not None:
+            try:
+                self.session.poll()
+            except Error as error:
+                log.error("%s", error)
+        return not self.ending.is_set()
+
+
+server = Server()
+
+
+def thread_model() -> int:
+    return int(nbdkit.THREAD_MODEL_PARALLEL)
+
+
+def config(key: str, value: str) -> None:
+    if key not in ("volume", "store", "run"):
+        raise ValueError(f"unknown parameter {key}")
+    server.settings[key] = value
+
+
+def config_complete() -> None:
+    missing = {"volume", "store", "run"} - set(server.settings)
+    if missing:
+        raise ValueError(f"the parameters {', '.join(sorted(missing))} are missing")
+
+
+def after_fork() -> None:
+    log.setup("snf-archipelago")
+    server.load()
+    listener = control.listen(server.run)
+    threading.Thread(target=control.serve, args=(listener, server.handle, server.idle), daemon=True).start()
+    _tell_systemd("READY=1")
+
+
+def _tell_systemd(message: str) -> None:
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if path:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as caller, contextlib.suppress(OSError):
+            caller.connect("\0" + path[1:] if path.startswith("@") else path)
+            caller.send(message.encode())
+
+
+def cleanup() -> None:
+    """After the last connection: flush and give the lock back. nbdkit calls this before it unloads the plugin."""
+    server.ending.set()
+    if server.session is not None:
+        try:
+            server.session.shutdown()
+        except Exception as error:  # noqa: BLE001 - the marks under /run stay for a successor
+            log.error("%s: not flushed at the end: %s", server.settings["volume"], error)
+
+
+def open(readonly: bool) -> Session | None:
+    return server.session
+
+
+def get_size(h: Session | None) -> int:
+    return server.size()
+
+
+def can_write(h: Session | None) -> bool:
+    return h is not None and h.mode is not Mode.SNAPSHOT
+
+
+def can_flush(h: Session | None) -> bool:
+    return True
+
+
+def can_fua(h: Session | None) -> int:
+    return int(nbdkit.FUA_NATIVE)
+
+
+def can_trim(h: Session | None) -> bool:
+    return True
+
+
+def can_zero(h: Session | None) -> bool:
+    return True
+
+
+def can_fast_zero(h: Session | None) -> bool:
+    return True
+
+
+def can_multi_conn(h: Session | None) -> bool:
+    return True
+
+
+def can_extents(h: Session | None) -> bool:
+    return True
+
+
+def can_cache(h: Session | None) -> int:
+    return int(nbdkit.CACHE_NATIVE)
+
+
+def block_size(h: Session | None) -> tuple[int, int, int]:
+    return 1, names.PAGE, 32 << 20
+
+
+def _refuse(error: Exception) -> None:
+    """Give the client the error number that tells most."""
+    if isinstance(error, OSError) and error.errno:
+        nbdkit.set_error(error.errno)
+    else:
+        nbdkit.set_error(next((number for kind, number in _ERRNO.items() if isinstance(error, kind)), errno.EIO))
+
+
+def pread(h: Session | None, buf: bytearray, offset: int, flags: int) -> None:
+    try:
+        server.use().readinto(memoryview(buf), offset)
+    except Exception as error:
+        _refuse(error)
+        raise
+
+
+def pwrite(h: Session | None, buf: bytes, offset: int, flags: int) -> None:
+    try:
+        session = server.use()
+        session.write(memoryview(buf), offset)
+        if flags & nbdkit.FLAG_FUA:
+            session.flush()
+    except Exception as error:
+        _refuse(error)
+        raise
+
+
+def flush(h: Session | None, flags: int) -> None:
+    try:
+        server.use().flush()
+    except Exception as error:
+        _refuse(error)
+        raise
+
+
+def trim(h: Session | None, count: int, offset: int, flags: int) -> None:
+    try:
+        session = server.use()
+        session.discard(offset, count)
+        if flags & nbdkit.FLAG_FUA:
+            session.flush()
+    except Exception as error:
+        _refuse(error)
+        raise
+
+
+def zero(h: Session | None, count: int, offset: int, flags: int) -> None:
+    try:
+        session = server.use()
+        session.zero(offset, count)
+        if flags & nbdkit.FLAG_FUA:
+            session.flush()
+    except Exception as error:
+        _refuse(error)
+        raise
+
+
+def extents(h: Session | None, count: int, offset: int, flags: int) -> Iterable[tuple[int, int, int]]:
+    found = []
+    try:
+        for extent in server.use().extents(offset, count):
+            kind = nbdkit.EXTENT_HOLE | nbdkit.EXTENT_ZERO if extent.hole else 0
+            found.append((offset, extent.length, kind))
+            offset += extent.length
+    except Exception as error:
+        _refuse(error)
+        raise
+    return found
+
+
+def cache(h: Session | None, count: int, offset: int, flags: int) -> None:
+    try:
+        server.use().prefetch(offset, count)
+    except Exception as error:
+        _refuse(error)
+        raise
+

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The commands of the testbed: up, down, exec, status, deploy."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ganeti_plugin import log
+from ganeti_plugin.errors import InputError, StateError
+from ganeti_plugin.files import LockedError, locked
+from ganeti_plugin.run import run
+from tests.testbed import cgroup, cluster, node, roots, world
+from tests.testbed.layout import CACHE, LOCK, RELEASES, SCRATCH, STATE, Node
+
+EXEC_LEAF = "exec"
+
+INSTALL = "apt-get -o Dpkg::Use-Pty=0 -qq -y --no-download install"
+UPDATE = (
+    "apt-get -qq update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/snf-ganeti.list "
+    "-o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0"
+)
+
+
+class BusyError(LockedError):
+    template = "another testbed command is changing the testbed"
+    hint = "wait for it to end"
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="testbed",
+        description="Real Ganeti nodes on this machine, in namespaces of their own; nothing of the host changes.",
+        epilog="Exit status: 0 done, 1 failed, 2 wrong use; exec passes on the command's own.",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="make the nodes and the cluster (removes an older testbed first)")
+    up.add_argument("--nodes", type=int, default=1, metavar="N", help="how many nodes, 1 to 8 (default 1)")
+    up.add_argument("--release", choices=RELEASES, default=RELEASES[0], help="Debian release of the nodes")
+    up.add_argument("--tools", action="store_true", help="also install the programs that tests inside of nodes need")
+    up.add_argument("--fresh", action="store_true", help="install the packages anew, even if nothing has changed")
+    up.add_argument("--no-cluster", action="store_true", help="boot the nodes, but initialize no cluster")
+    up.add_argument("--access", choices=("userspace", "kernelspace"), help="of ext disks (default by release)")
+    commands.add_parser("down", help="end everything and remove it")
+    run_in = commands.add_parser("exec", help="run a command in a node, or in 'outside', the router's namespace")
+    run_in.add_argument("place", metavar="NODE")
+    run_in.add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND...")
+    status = commands.add_parser("status", help="what is up")
+    status.add_argument("--json", action="store_true", help="for programs")
+    commands.add_parser("deploy", help="install the packages of build/repo into the running nodes")
+    return top
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    if os.geteuid() != 0:
+        raise InputError(message="the testbed must run as root, since it makes namespaces and mounts", hint="use sudo")
+    if arguments.command == "exec":
+        return execute(arguments.place, arguments.words)
+    if arguments.command == "status":
+        return status(as_json=arguments.json)
+    with alone():
+        if arguments.command == "up":
+            up(arguments)
+        elif arguments.command == "deploy":
+            deploy()
+        else:
+            down()
+    return 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    try:
+        with locked(LOCK, timeout=0):
+            yield
+    except LockedError:
+        raise BusyError from None
+
+
+def up(arguments: argparse.Namespace) -> None:
+    if not 1 <= arguments.nodes <= 8:
+        raise InputError(message=f"--nodes {arguments.nodes} is not between 1 and 8")
+    down()
+    made = roots.Roots(release=arguments.release)
+    roots.need_base(made)
+    world.start()
+    try:
+        layer = _layer(made, tools=arguments.tools, fresh=arguments.fresh)
+        nodes = [Node(index=index) for index in range(1, arguments.nodes + 1)]
+        for one in nodes:
+            log.info("booting %s", one.name)
+            node.boot(one, [layer, made.base], nodes=len(nodes))
+        (STATE / "nodes.json").write_text(json.dumps({"nodes": len(nodes), "release": arguments.release}))
+        if not arguments.no_cluster:
+            default = "userspace" if arguments.release == "bookworm" else "kernelspace"
+            cluster.make(nodes, access=arguments.access or default)
+    except BaseException:
+        _keep_logs()
+        down()
+        raise
+
+
+def _keep_logs() -> None:
+    """What the nodes printed, for whoever must find out why they did not come up."""
+    target = CACHE / "testbed/last-failure"
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(STATE, target, ignore=lambda _, names: [name for name in names if not name.endswith(".log")])
+    log.warning("the testbed did not come up; its logs are in %s", target)
+
+
+def _layer(made: roots.Roots, *, tools: bool, fresh: bool) -> Path:
+    """The layer in which apt installed our packages, made in a booted node unless it is cached."""
+    layer = made.layer(tools=tools)
+    if layer.exists() and not fresh:
+        return layer
+    packages = ("snf-ganeti", *(roots.TOOLS if tools else ()))
+    log.info("fetching what apt needs for %s", packages[0])
+    roots.download(made, packages)
+    builder = Node(index=8)
+    node.boot(builder, [made.base], nodes=1, binds=[f"{made.archives}:/archives", f"{roots.REPOSITORY}:/repo"])
+    log.info("apt-get install snf-ganeti, in a fresh node")
+    node.inside(builder, ["sh", "-ec", f"{UPDATE}; {INSTALL} {' '.join(packages)}; rm -f /etc/machine-id"], timeout=900)
+    node.power_off(builder)
+    shutil.rmtree(layer, ignore_errors=True)
+    for old in layer.parent.glob(f"layer-{made.release}-*"):
+        if old.name.endswith("-tools") == tools:
+            shutil.rmtree(old, ignore_errors=True)
+    shutil.move(builder.directory / "upper", layer)
+    node.forget(builder)
+    return layer
+
+
+def down() -> None:
+    """End and remove everything, also what a killed run has left."""
+    cgroup.kill()
+    for index in range(1, 9):
+        node.forget(Node(index=index))
+    shutil.rmtree(SCRATCH, ignore_errors=True)
+    shutil.rmtree(STATE, ignore_errors=True)
+
+
+def execute(place: str, words: list[str]) -> int:
+    if not words:
+        raise InputError(message="exec needs a command to run")
+    if place == "outside":
+        prefix = world.enter("outside")
+    else:
+        prefix = node.enter(_node(place))
+    cgroup.join(EXEC_LEAF)
+    environment = {**node.ENVIRONMENT, "TERM": os.environ.get("TERM", "dumb")}
+    os.execvpe(prefix[0], [*prefix, *words], environment)
+
+
+def _node(name: str) -> Node:
+    known = [Node(index=index) for index in range(1, 9)]
+    for one in known:
+        if one.name == name:
+            return one
+    raise InputError(message=f"there is no place '{name}'", hint="use node1 to node8, or outside")
+
+
+def status(*, as_json: bool) -> int:
+    running = []
+    if cgroup.populated():
+        for index in range(1, 9):
+            with contextlib.suppress(StateError):
+                running.append({"node": Node(index=index).name, "pid": node.leader(Node(index=index))})
+    if as_json:
+        print(json.dumps({"up": bool(running), "nodes": running}))
+    else:
+        print("\n".join(f"{row['node']}  systemd is pid {row['pid']}" for row in running) or "no testbed is up")
+    return 0
+
+
+def deploy() -> None:
+    """Install the current packages into the running nodes, as an upgrade."""
+    for index in range(1, json.loads((STATE / "nodes.json").read_text())["nodes"] + 1):
+        one = Node(index=index)
+        target = one.root / "repo"
+        run([*world.enter("world"), "sh", "-c", 'rm -rf "$1"/* && cp "$0"/* "$1"', roots.REPOSITORY, target])
+        node.inside(one, ["sh", "-ec", f"{UPDATE}; {INSTALL} snf-ganeti"], timeout=600)
+        log.info("%s: deployed", one.name)
+

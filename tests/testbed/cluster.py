@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Ganeti on the nodes: what an administrator types once for a new cluster."""
+
+from __future__ import annotations
+
+from ganeti_plugin import log
+from tests.testbed.layout import CLUSTER_NAME, Node
+from tests.testbed.node import inside
+
+#: TCG by the emulator's plain binary; the guest's own boot loader; a serial console for questions.
+KVM = (
+    "kvm:kvm_path=/usr/bin/qemu-system-x86_64,kernel_path=,initrd_path=,kernel_args=,serial_console=true,"
+    "vhost_net=false,disk_cache=none,cpu_type=max,migration_bandwidth=100"
+)
+
+POLICY = "min:cpu-count=1,disk-count=1,disk-size=1,memory-size=1,nic-count=0,spindle-use=0"
+POLICY_MAX = "max:cpu-count=8,disk-count=16,disk-size=33554432,memory-size=32768,nic-count=8,spindle-use=12"
+
+
+def make(nodes: list[Node], *, access: str) -> None:
+    """Initialize a cluster on the first node and add the others."""
+    first, *others = nodes
+    log.info("gnt-cluster init %s", CLUSTER_NAME)
+    inside(
+        first,
+        [
+            *("gnt-cluster", "init", "--master-netdev=host0", "--enabled-hypervisors=kvm", "--no-etc-hosts"),
+            *("--enabled-disk-templates=ext,file", "-D", f"ext:access={access}"),
+            *("-N", "mode=routed,link=100", "-H", KVM, "-I", "hail"),
+            *("--ipolicy-bounds-specs", f"{POLICY}/{POLICY_MAX}", CLUSTER_NAME),
+        ],
+    )
+    for node in others:
+        log.info("gnt-node add %s", node.name)
+        inside(first, ["gnt-node", "add", "--no-ssh-key-check", "--yes-do-it", f"{node.name}.testbed"])

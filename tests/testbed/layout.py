@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Where the testbed keeps what, and who has which address. Pure: nothing here touches the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[2]
+
+#: What can be made again, kept between runs: base roots, apt's archives, installed layers.
+CACHE = Path("/var/cache/snf-ganeti")
+
+#: The one running testbed: dies with the machine.
+STATE = Path("/run/snf-ganeti-testbed")
+
+#: The nodes' writable layers; overlayfs does not take a tmpfs that is too small for Ganeti's queue and images.
+SCRATCH = Path("/var/tmp/snf-ganeti-testbed")
+
+LOCK = Path("/run/lock/snf-ganeti-testbed")
+
+RELEASES = ("bookworm", "trixie")
+
+MANAGEMENT = "10.77.0"
+CLUSTER_NAME = "cluster.testbed"
+CLUSTER_ADDRESS = f"{MANAGEMENT}.100"
+
+#: The routed public network; the router lives in the namespace `outside`.
+PUBLIC = "198.51.100.0/24"
+GATEWAY = "198.51.100.1"
+PUBLIC6 = "2001:db8:1::/64"
+GATEWAY6 = "2001:db8:1::1"
+
+#: Loop devices of a node: never the host's first ones (and never loop0, whose minor number Ganeti misreads).
+LOOPS_FIRST = 32
+LOOPS_PER_NODE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One node; `index` starts at 1."""
+
+    index: int
+
+    @property
+    def name(self) -> str:
+        return f"node{self.index}"
+
+    @property
+    def address(self) -> str:
+        return f"{MANAGEMENT}.{self.index}"
+
+    @property
+    def directory(self) -> Path:
+        return SCRATCH / self.name
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "root"
+
+    @property
+    def public_port(self) -> str:
+        """Our end of the veth pair whose other end is the node's uplink eth1."""
+        return f"pub{self.index}"
+
+    @property
+    def loops(self) -> range:
+        first = LOOPS_FIRST + self.index * LOOPS_PER_NODE
+        return range(first, first + LOOPS_PER_NODE)
+
+
+def hosts_file(nodes: int) -> str:
+    lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost", f"{CLUSTER_ADDRESS} {CLUSTER_NAME}"]
+    lines += [f"{Node(index=i).address} {Node(index=i).name}.testbed {Node(index=i).name}" for i in range(1, nodes + 1)]
+    return "\n".join(lines) + "\n"

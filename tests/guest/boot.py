@@ -35,6 +35,7 @@ def seconds_until(image: Path, markers: tuple[bytes, ...], *, deadline: float, m
     with tempfile.TemporaryDirectory(prefix="snf-boot-") as folder:
         console = Path(folder) / "console"
         started = time.monotonic()
+        text = b""
         process = spawn(qemu_command(image, console, memory))
         try:
             while time.monotonic() - started < deadline:
@@ -44,7 +45,7 @@ def seconds_until(image: Path, markers: tuple[bytes, ...], *, deadline: float, m
                 if process.poll() is not None:
                     break
                 time.sleep(0.05)
-            end = text[-2000:].decode("utf-8", "replace") if console.exists() else ""
+            end = text[-2000:].decode("utf-8", "replace")
             raise StateError(message=f"{image.name} did not come up within {deadline:g} s; its console ends: {end}")
         finally:
             process.send_signal(signal.SIGKILL)

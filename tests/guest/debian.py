@@ -14,13 +14,15 @@ import uuid
 from pathlib import Path
 
 from ganeti_plugin.errors import StateError
-from ganeti_plugin.run import run, spawn
+from ganeti_plugin.run import spawn
 from tests.guest.disk import MIB, Layout, make
 
-#: Besides the essential packages. busybox and lz4 are for the initramfs.
+#: Besides the essential packages. busybox and lz4 are for the initramfs; acpid answers the power button, by which
+#: Ganeti stops an instance (logind would need a message bus).
 PACKAGES = (
     "systemd", "systemd-sysv", "udev", "kmod", "iproute2", "iputils-ping", "ifupdown", "openssh-server",
     "netcat-openbsd", "procps", "linux-image-cloud-amd64", "initramfs-tools", "busybox-static", "lz4", "e2fsprogs",
+    "acpid",
 )  # fmt: skip
 
 #: What only costs time in a guest that lives for minutes.
@@ -50,6 +52,7 @@ FILES = {
     "etc/network/interfaces": "auto lo\niface lo inet loopback\n",
     "etc/systemd/journald.conf.d/guest.conf": "[Journal]\nStorage=volatile\nRuntimeMaxUse=8M\nAudit=no\n",
     "etc/systemd/system.conf.d/guest.conf": "[Manager]\nDefaultTimeoutStopSec=10s\nDefaultTimeoutStartSec=60s\n",
+    "etc/acpi/events/power": "event=button/power.*\naction=/sbin/poweroff\n",
     "etc/resolv.conf": "",
 }
 
@@ -68,7 +71,7 @@ def bootstrap(tree: Path, release: str, archives: Path | None) -> None:
     """Run mmdebstrap, its progress on stderr; `archives` is a folder of .deb files to use and to add to."""
     command: list[str | Path] = [
         "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}",
-        "--aptopt=Acquire::Retries \"3\"", "--aptopt=Apt::Install-Recommends \"false\"",
+        '--aptopt=Acquire::Retries "3"', '--aptopt=Apt::Install-Recommends "false"',
         # Documentation weighs more than the rest of the file system.
         "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
         "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",

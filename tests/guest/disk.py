@@ -61,8 +61,9 @@ def make(image: Path, tree: Path, layout: Layout, scratch: Path) -> None:
     kibibytes = (layout.size - OFFSET) // 1024
     run(
         [
-            "mkfs.ext4", "-q", "-F", "-m", "1", "-b", "4096", "-O", FEATURES, "-L", layout.label, "-U", str(layout.uuid),
-            "-E", f"offset={OFFSET},lazy_itable_init=0,lazy_journal_init=0", "-d", tree, image, f"{kibibytes}k",
+            "mkfs.ext4", "-q", "-F", "-m", "1", "-b", "4096", "-O", FEATURES, "-L", layout.label,
+            "-U", str(layout.uuid), "-E", f"offset={OFFSET},lazy_itable_init=0,lazy_journal_init=0", "-d", tree,
+            image, f"{kibibytes}k",
         ],
         timeout=300,
     )  # fmt: skip

@@ -24,7 +24,9 @@ from tests.guest.disk import copy_sparse
 from tests.guest.isolation import isolated
 
 CACHE = Path("/var/cache/snf-ganeti")
-RELEASES = ("bookworm", "trixie")
+
+#: Names of images carry the number, as image names do.
+RELEASES = {"bookworm": "12", "trixie": "13"}
 
 #: Programs of the host and the packages that bring them (tests/host-packages.txt lists these, too).
 PROGRAMS = {"mmdebstrap": "mmdebstrap", "extlinux": "extlinux", "mkfs.ext4": "e2fsprogs", "sfdisk": "fdisk",
@@ -51,7 +53,7 @@ class Manifest:
 
 def path_of(release: str, *, is_small: bool, cache: Path = CACHE) -> Path:
     """Where the image is kept."""
-    return cache / "guest" / f"{'small' if is_small else 'debian'}-{release}.raw"
+    return cache / "guest" / f"{'small' if is_small else 'debian'}-{RELEASES[release]}.raw"
 
 
 def recipe_of(release: str) -> str:
@@ -151,7 +153,7 @@ def main() -> int:
     """Entry point of build-image."""
     parser = argparse.ArgumentParser(prog="build-image", description="make the guest images, print the path of one")
     parser.add_argument("--small", action="store_true", help="the small one (busybox) instead of the Debian")
-    parser.add_argument("--release", choices=RELEASES, default="bookworm", help="default: %(default)s")
+    parser.add_argument("--release", choices=tuple(RELEASES), default="bookworm", help="default: %(default)s")
     parser.add_argument("--force", action="store_true", help="build again, with current packages")
     parser.add_argument("--cache", type=Path, default=CACHE, help="default: %(default)s")
     options = parser.parse_args()

@@ -18,7 +18,8 @@ from ganeti_plugin.errors import StateError
 from ganeti_plugin.run import run
 from tests.guest.disk import MIB, Layout, make
 
-MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4")
+#: The last two: the power button, by which Ganeti stops an instance.
+MODULES = ("virtio_pci", "virtio_blk", "virtio_net", "ext4", "button", "evdev")
 
 APPEND = "console=ttyS0,115200n8 net.ifnames=0 quiet mitigations=off random.trust_cpu=on nowatchdog panic=1"
 
@@ -38,9 +39,59 @@ mkdir -p /run/network
 hostname -F /etc/hostname
 ip link set lo up
 for nic in /sys/class/net/eth*; do [ -e "$nic" ] && echo 0 > /proc/sys/net/ipv6/conf/${nic##*/}/dad_transmits; done
-ifup -a
+/etc/init.d/network
 for port in 22 7 8080; do nc -ll -p $port -e /bin/cat /etc/hostname & done
+for button in /dev/input/event*; do (dd if="$button" of=/dev/null bs=24 count=1 2>/dev/null && poweroff) & done
 echo "ready: $(cat /etc/hostname)" > /dev/console
+"""
+
+#: Debian's ifupdown knows more than busybox' ifup does (allow-hotplug, address/prefix, inet6 auto).
+NETWORK = """#!/bin/sh
+flush() {
+  [ -z "$iface" ] || [ "$iface" = lo ] && return
+  ip link set "$iface" up
+  case $method in
+  static)
+    case $address in */*) ;; *)
+      case $netmask in *.*) eval "$(ipcalc -p "$address" "$netmask")"; netmask=$PREFIX;; esac
+      address=$address/$netmask;;
+    esac
+    ip addr add "$address" dev "$iface"
+    if [ -n "$gateway" ]; then
+      ip $family route add default via "$gateway" dev "$iface" 2>/dev/null || {
+        ip $family route add "$gateway" dev "$iface"; ip $family route add default via "$gateway" dev "$iface"; }
+    fi;;
+  dhcp) [ -n "$family" ] || udhcpc -i "$iface" -n -q -t 5 -T 1;;
+  esac
+  eval "$commands"
+}
+iface=
+while read -r key value; do
+  case $key in
+  iface)
+    flush
+    set -- $value
+    iface=$1; family=; method=$3; address=; netmask=; gateway=; commands=
+    [ "$2" = inet ] || family=-6;;
+  address) address=$value;;
+  netmask) netmask=$value;;
+  gateway) gateway=$value;;
+  up|pre-up|post-up) commands="$commands
+    $value";;
+  esac
+done < /etc/network/interfaces
+flush
+"""
+
+DHCP = """#!/bin/sh
+case $1 in bound|renew)
+  ip addr flush dev "$interface"
+  ip addr add "$ip/${mask:-24}" dev "$interface"
+  for gateway in $router; do
+    ip route add "$gateway" dev "$interface" 2>/dev/null
+    ip route add default via "$gateway" dev "$interface"
+  done;;
+esac
 """
 
 INITTAB = """::sysinit:/etc/init.d/rcS
@@ -49,9 +100,10 @@ ttyS0::respawn:/sbin/getty -L ttyS0 115200 vt100
 ::shutdown:/bin/umount -a -r
 """
 
-#: ACPI power button (gnt-instance stop): busybox has acpid, which reads the input device.
 FILES = {
     "etc/init.d/rcS": RCS,
+    "etc/init.d/network": NETWORK,
+    "usr/share/udhcpc/default.script": DHCP,
     "etc/inittab": INITTAB,
     "etc/hostname": "image-author\n",
     "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 image-author\n",
@@ -64,7 +116,21 @@ FILES = {
     "etc/resolv.conf": "",
 }
 
-FOLDERS = ("dev", "proc", "sys", "run", "root", "tmp", "bin", "sbin", "usr/bin", "usr/sbin", "var/run", "etc/ssh", "mnt")
+FOLDERS = (
+    "dev",
+    "proc",
+    "sys",
+    "run",
+    "root",
+    "tmp",
+    "bin",
+    "sbin",
+    "usr/bin",
+    "usr/sbin",
+    "var/run",
+    "etc/ssh",
+    "mnt",
+)
 
 
 def build(image: Path, tree: Path, scratch: Path) -> None:
@@ -77,7 +143,8 @@ def build(image: Path, tree: Path, scratch: Path) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (root / "etc/init.d/rcS").chmod(0o755)
+    for name in ("etc/init.d/rcS", "etc/init.d/network", "usr/share/udhcpc/default.script"):
+        (root / name).chmod(0o755)
     (root / "etc/shadow").chmod(0o640)
     (root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
     (root / "etc/fstab").write_text(f"UUID={identifier} / ext4 errors=remount-ro 0 1\n")

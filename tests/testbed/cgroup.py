@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 from ganeti_plugin.errors import StateError
-
-NAME = "snf-ganeti-testbed"
+from tests.testbed.layout import NAME
 
 #: Seconds until killed processes must be gone.
 PATIENCE = 20.0

@@ -16,11 +16,14 @@ from ganeti_plugin.errors import InputError, StateError
 from ganeti_plugin.files import LockedError, locked
 from ganeti_plugin.run import run
 from tests.testbed import cgroup, cluster, node, roots, world
-from tests.testbed.layout import CACHE, LOCK, RELEASES, SCRATCH, STATE, Node
+from tests.testbed.layout import CACHE, LOCK, MOST_NODES, RELEASES, SCRATCH, STATE, Node
 
 EXEC_LEAF = "exec"
 
 INSTALL = "apt-get -o Dpkg::Use-Pty=0 -qq -y --no-download install"
+#: Seconds to wait for another testbed that makes the same layer.
+LAYER_PATIENCE = 900.0
+
 UPDATE = (
     "apt-get -qq update -o Dir::Etc::sourcelist=/etc/apt/sources.list.d/snf-ganeti.list "
     "-o Dir::Etc::sourceparts=- -o APT::Get::List-Cleanup=0"
@@ -117,8 +120,13 @@ def _keep_logs() -> None:
 def _layer(made: roots.Roots, *, tools: bool, fresh: bool) -> Path:
     """The layer in which apt installed our packages, made in a booted node unless it is cached."""
     layer = made.layer(tools=tools)
-    if layer.exists() and not fresh:
-        return layer
+    with locked(made.archives.with_suffix(".lock"), timeout=LAYER_PATIENCE):
+        if fresh or not layer.exists():
+            _make_layer(made, layer, tools=tools)
+    return layer
+
+
+def _make_layer(made: roots.Roots, layer: Path, *, tools: bool) -> None:
     packages = ("snf-ganeti", *(roots.TOOLS if tools else ()))
     log.info("fetching what apt needs for %s", packages[0])
     roots.download(made, packages)
@@ -128,18 +136,23 @@ def _layer(made: roots.Roots, *, tools: bool, fresh: bool) -> Path:
     node.inside(builder, ["sh", "-ec", f"{UPDATE}; {INSTALL} {' '.join(packages)}; rm -f /etc/machine-id"], timeout=900)
     node.power_off(builder)
     shutil.rmtree(layer, ignore_errors=True)
-    for old in layer.parent.glob(f"layer-{made.release}-*"):
-        if old.name.endswith("-tools") == tools:
-            shutil.rmtree(old, ignore_errors=True)
+    _remove_old_layers(layer)
     shutil.move(builder.directory / "upper", layer)
     node.forget(builder)
-    return layer
+
+
+def _remove_old_layers(layer: Path, *, keep: int = 4) -> None:
+    """Keep the newest layers only: one may be in use by a testbed in another slot."""
+    kind = layer.name.rsplit("-", 2 if layer.name.endswith("-tools") else 1)[0]
+    old = sorted(layer.parent.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
+    for path in old[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def down() -> None:
     """End and remove everything, also what a killed run has left."""
     cgroup.kill()
-    for index in range(1, 9):
+    for index in range(1, MOST_NODES + 1):
         node.forget(Node(index=index))
     shutil.rmtree(SCRATCH, ignore_errors=True)
     shutil.rmtree(STATE, ignore_errors=True)
@@ -158,7 +171,7 @@ def execute(place: str, words: list[str]) -> int:
 
 
 def _node(name: str) -> Node:
-    known = [Node(index=index) for index in range(1, 9)]
+    known = [Node(index=index) for index in range(1, MOST_NODES + 1)]
     for one in known:
         if one.name == name:
             return one
@@ -168,7 +181,7 @@ def _node(name: str) -> Node:
 def status(*, as_json: bool) -> int:
     running = []
     if cgroup.populated():
-        for index in range(1, 9):
+        for index in range(1, MOST_NODES + 1):
             with contextlib.suppress(StateError):
                 running.append({"node": Node(index=index).name, "pid": node.leader(Node(index=index))})
     if as_json:
@@ -186,4 +199,3 @@ def deploy() -> None:
         run([*world.enter("world"), "sh", "-c", 'rm -rf "$1"/* && cp "$0"/* "$1"', roots.REPOSITORY, target])
         node.inside(one, ["sh", "-ec", f"{UPDATE}; {INSTALL} snf-ganeti"], timeout=600)
         log.info("%s: deployed", one.name)
-

@@ -25,7 +25,7 @@ def make(nodes: list[Node], *, access: str) -> None:
         first,
         [
             *("gnt-cluster", "init", "--master-netdev=host0", "--enabled-hypervisors=kvm", "--no-etc-hosts"),
-            *("--enabled-disk-templates=ext,file", "-D", f"ext:access={access}"),
+            *("--enabled-disk-templates=ext", "-D", f"ext:access={access}"),
             *("-N", "mode=routed,link=100", "-H", KVM, "-I", "hail"),
             *("--ipolicy-bounds-specs", f"{POLICY}/{POLICY_MAX}", CLUSTER_NAME),
         ],

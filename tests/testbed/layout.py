@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +12,17 @@ TREE = Path(__file__).resolve().parents[2]
 #: What can be made again, kept between runs: base roots, apt's archives, installed layers.
 CACHE = Path("/var/cache/snf-ganeti")
 
-#: The one running testbed: dies with the machine.
-STATE = Path("/run/snf-ganeti-testbed")
+#: Several testbeds can stand side by side; each has a slot. The machine's loop devices are what they share out.
+SLOT = int(os.environ.get("SNF_TESTBED_SLOT", "0"))
+NAME = f"snf-ganeti-testbed-{SLOT}"
+
+#: The running testbed: dies with the machine.
+STATE = Path("/run") / NAME
 
 #: The nodes' writable layers; overlayfs does not take a tmpfs that is too small for Ganeti's queue and images.
-SCRATCH = Path("/var/tmp/snf-ganeti-testbed")
+SCRATCH = Path("/var/tmp") / NAME
 
-LOCK = Path("/run/lock/snf-ganeti-testbed")
+LOCK = Path("/run/lock") / NAME
 
 RELEASES = ("bookworm", "trixie")
 
@@ -34,6 +39,7 @@ GATEWAY6 = "2001:db8:1::1"
 #: Loop devices of a node: never the host's first ones (and never loop0, whose minor number Ganeti misreads).
 LOOPS_FIRST = 32
 LOOPS_PER_NODE = 16
+MOST_NODES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +71,7 @@ class Node:
 
     @property
     def loops(self) -> range:
-        first = LOOPS_FIRST + self.index * LOOPS_PER_NODE
+        first = LOOPS_FIRST + (SLOT * MOST_NODES + self.index - 1) * LOOPS_PER_NODE
         return range(first, first + LOOPS_PER_NODE)
 
 

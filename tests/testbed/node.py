@@ -27,6 +27,9 @@ ip link set host0 up
 ip addr replace {address}/24 dev host0
 ip route replace default via 10.77.0.254
 [ ! -e /sys/class/net/eth1 ] || ip link set eth1 up
+# Ganeti wants this file; the machine's own would let a node reset the machine.
+[ ! -e /proc/sysrq-trigger ] || {{ : > /run/sysrq-trigger;
+mount --bind /run/sysrq-trigger /proc/sysrq-trigger; }}
 """
 
 NETWORK_UNIT = """[Unit]
@@ -44,8 +47,11 @@ ExecStart=/usr/local/sbin/testbed-network
 WantedBy=sysinit.target
 """
 
-#: Timers that would steal the only two processors from what is measured.
-MASKED = ("apt-daily.timer", "apt-daily-upgrade.timer", "man-db.timer", "e2scrub_all.timer", "fstrim.timer")
+#: What would configure the node by itself, and timers that would steal processors from what is measured.
+MASKED = (
+    *("systemd-networkd.service", "systemd-networkd.socket", "systemd-firstboot.service", "systemd-resolved.service"),
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "man-db.timer", "e2scrub_all.timer", "fstrim.timer"),
+)
 
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -134,7 +140,7 @@ def leader(node: Node) -> int:
 
 def enter(node: Node) -> list[str]:
     """The command prefix that runs a program inside of the node, as root."""
-    namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd=/root")
+    namespaces = ("--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wdns=/root")
     return ["nsenter", "--target", str(leader(node)), *namespaces, "--"]
 
 

@@ -20,6 +20,8 @@ POLICY_MAX = "max:cpu-count=8,disk-count=16,disk-size=33554432,memory-size=32768
 def make(nodes: list[Node], *, access: str) -> None:
     """Initialize a cluster on the first node and add the others."""
     first, *others = nodes
+    if others:
+        _trust_each_other(nodes)
     log.info("gnt-cluster init %s", CLUSTER_NAME)
     inside(
         first,
@@ -32,4 +34,13 @@ def make(nodes: list[Node], *, access: str) -> None:
     )
     for node in others:
         log.info("gnt-node add %s", node.name)
-        inside(first, ["gnt-node", "add", "--no-ssh-key-check", "--yes-do-it", f"{node.name}.testbed"])
+        inside(first, ["gnt-node", "add", "--no-ssh-key-check", f"{node.name}.testbed"])
+
+
+def _trust_each_other(nodes: list[Node]) -> None:
+    """Let root of the first node into the others by ssh, as `gnt-node add` needs it."""
+    first, *others = nodes
+    inside(first, ["sh", "-ec", "mkdir -pm 700 ~/.ssh; ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519"])
+    public = inside(first, ["cat", "/root/.ssh/id_ed25519.pub"]).encode()
+    for node in others:
+        inside(node, ["sh", "-ec", "mkdir -pm 700 ~/.ssh; cat >> ~/.ssh/authorized_keys"], stdin=public)

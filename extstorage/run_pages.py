@@ -77,3 +77,11 @@ def read_tokens(directory: Path) -> tuple[str, ...]:
 
 def write_tokens(directory: Path, tokens: Sequence[str]) -> None:
     write_atomically(directory / _TOKENS, json.dumps({"tokens": list(tokens)}).encode(), mode=0o600, durable=False)
+
+
+def are_left(directory: Path) -> bool:
+    """Whether a server that died left marks here."""
+    try:
+        return any(name.startswith(_PREFIX) for name in os.listdir(directory))
+    except FileNotFoundError:
+        return False

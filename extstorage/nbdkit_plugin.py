@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The NBD server of one attached volume: a plugin that nbdkit runs, and the thread that answers the control socket.
 
-    nbdkit -f --unix RUN/nbd.sock python .../extstorage/server.py volume=NAME store=DIRECTORY run=RUN
+    nbdkit -f --unix RUN/nbd.sock python .../extstorage/nbdkit_plugin.py volume=NAME run=RUN [store=DIRECTORY]
 
 Runs as the store's user. Requests come in parallel threads; os.preadv, os.pwrite and fdatasync let go of the
 interpreter while they wait. A volume that can't be read is served all the same, with an error for each request, so that
@@ -12,10 +12,8 @@ Ganeti can attach it and hence remove it (contract.md: a failing attach leaks th
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import socket
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -30,7 +28,9 @@ from extstorage.errors import BrokenError, FencedError, HeldError, NotOpenError,
 from extstorage.files_store import open_store
 from extstorage.session import Mode, Session
 from extstorage.store import Info
+from ganeti_plugin import config as configuration
 from ganeti_plugin import log
+from ganeti_plugin.contract.systemd import notify
 from ganeti_plugin.errors import Error, InputError
 
 API_VERSION = 2
@@ -64,7 +64,8 @@ class Server:
     def load(self) -> None:
         """Open the volume in the mode in which a predecessor left it."""
         try:
-            store = open_store(Path(self.settings["store"]))
+            directory = self.settings.get("store") or configuration.load().archipelago.store_directory
+            store = open_store(Path(directory))
             self.session = Session(store, self.settings["volume"], self.run)
             self.session.resume()
         except Error as error:
@@ -135,7 +136,7 @@ def config(key: str, value: str) -> None:
 
 
 def config_complete() -> None:
-    missing = {"volume", "store", "run"} - set(server.settings)
+    missing = {"volume", "run"} - set(server.settings)
     if missing:
         raise ValueError(f"the parameters {', '.join(sorted(missing))} are missing")
 
@@ -145,15 +146,7 @@ def after_fork() -> None:
     server.load()
     listener = control.listen(server.run)
     threading.Thread(target=control.serve, args=(listener, server.handle, server.idle), daemon=True).start()
-    _tell_systemd("READY=1")
-
-
-def _tell_systemd(message: str) -> None:
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if path:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as caller, contextlib.suppress(OSError):
-            caller.connect("\0" + path[1:] if path.startswith("@") else path)
-            caller.send(message.encode())
+    notify("READY=1")
 
 
 def cleanup() -> None:

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What an ExtStorage script does: request -> plan -> apply -> answer. The name it was called by is the action.
+
+Imports are kept out of the top: `attach` of an attached volume, which Ganeti runs seven times for one disk, ends after
+two looks at /run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from extstorage import answer
+from ganeti_plugin.contract.extstorage import Action, ExtStorageCall
+
+
+def main() -> int:
+    """Run the action for the volume that the environment describes."""
+    call = ExtStorageCall.from_environment(os.path.basename(sys.argv[0]))
+    if call.action is Action.ATTACH:
+        sys.stdout.write(_attach(call))
+    else:
+        _act(call)
+    return 0
+
+
+def _attach(call: ExtStorageCall) -> str:
+    from extstorage import plan
+
+    wanted = plan.plan_attach(call)
+    directory = f"{answer.RUN}/{wanted.volume}"
+    device = answer.device_of(f"{answer.DEVICES}/{wanted.volume}") if wanted.device is plan.Device.LOOP else ""
+    if answer.is_serving(directory) and (device or wanted.device is plan.Device.NONE):
+        return answer.text(device, f"{directory}/nbd.sock" if wanted.uri else "")
+    from extstorage import apply
+
+    return apply.attach(apply.site(), wanted)
+
+
+def _act(call: ExtStorageCall) -> None:
+    from extstorage import apply, plan
+
+    site = apply.site()
+    action = call.action
+    if action is Action.CREATE:
+        apply.create(site, plan.plan_create(call))
+    elif action is Action.DETACH:
+        apply.detach(site, call.volume)
+    elif action is Action.REMOVE:
+        apply.remove(site, call.volume)
+    elif action is Action.GROW:
+        apply.grow(site, plan.plan_grow(call))
+    elif action is Action.SNAPSHOT:
+        apply.snapshot(site, plan.plan_snapshot(call))
+    elif action is Action.OPEN:
+        apply.open_volume(site, call.volume, exclusive=bool(call.exclusive))
+    elif action is Action.CLOSE:
+        apply.close_volume(site, call.volume)
+    elif action is Action.SETINFO:
+        apply.set_metadata(site, call.volume, call.metadata or "")
+    else:
+        apply.verify(site, call.volume)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""From Ganeti's call to what shall be done: everything that can be judged without looking at the store. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import NamedTuple
+
+from extstorage.errors import BadParameterError
+from extstorage.names import MEBIBYTE, check_name, check_size
+from ganeti_plugin.contract.extstorage import Access, ExtStorageCall
+
+#: The disk parameters, as in parameters.list. A misspelt one is refused when the disk is created.
+PARAMETERS: Mapping[str, str] = {
+    "origin": "Image or snapshot that the disk is to be a clone of; without it the disk is empty",
+    "origin_size": "Size of the origin in bytes, which Cyclades sends; it may not be larger than the disk",
+    "reuse_data": "True to adopt an existing volume with its data, found by the disk's name; False (default) not to",
+    "device": "Block device of the node: auto (default: loop for kernelspace, none for userspace), loop or none",
+}
+
+
+class Device(StrEnum):
+    """What the node shows of the volume besides the NBD socket."""
+
+    LOOP = "loop"
+    NONE = "none"
+
+
+class CreatePlan(NamedTuple):
+    volume: str
+    #: Bytes.
+    size: int
+    origin: str
+    cname: str
+    adopt: bool
+
+
+class AttachPlan(NamedTuple):
+    volume: str
+    device: Device
+    uri: bool
+
+
+class GrowPlan(NamedTuple):
+    volume: str
+    #: Bytes.
+    size: int
+
+
+class SnapshotPlan(NamedTuple):
+    volume: str
+    name: str
+    #: An interrupted export leaves a snapshot of the name that the next export will want.
+    replace: bool
+
+
+def plan_create(call: ExtStorageCall) -> CreatePlan:
+    """Raises an InputError for an unknown or malformed parameter, name or size."""
+    for name in call.parameters:
+        if name not in PARAMETERS:
+            raise BadParameterError(name=name, reason=f"is unknown; there are {', '.join(PARAMETERS)}")
+    assert call.size is not None
+    size = check_size(call.size * MEBIBYTE)
+    _device(call)
+    origin_size = _number(call, "origin_size")
+    if origin_size is not None and origin_size > size:
+        raise BadParameterError(name="origin_size", reason=f"says {origin_size}, but the disk has only {size} bytes")
+    origin = call.parameters.get("origin", "")
+    if origin:
+        check_name(origin, "the origin")
+    adopt = _boolean(call, "reuse_data")
+    return CreatePlan(check_name(call.volume, "the volume name"), size, origin, call.cname or "", adopt)
+
+
+def plan_attach(call: ExtStorageCall) -> AttachPlan:
+    """Parameters may have been changed since creation; only `device` matters here, and a bad one means auto.
+
+    For a failing attach makes Ganeti believe that there is no volume, and leak it.
+    """
+    check_name(call.volume, "the volume name")
+    try:
+        device = _device(call)
+    except BadParameterError:
+        device = _automatic(call)
+    return AttachPlan(call.volume, device, call.access is Access.USERSPACE)
+
+
+def plan_grow(call: ExtStorageCall) -> GrowPlan:
+    assert call.new_size is not None
+    return GrowPlan(check_name(call.volume, "the volume name"), check_size(call.new_size * MEBIBYTE))
+
+
+def plan_snapshot(call: ExtStorageCall) -> SnapshotPlan:
+    volume = check_name(call.volume, "the volume name")
+    name = check_name(call.snapshot or "", "the snapshot name")
+    return SnapshotPlan(volume, name, replace=name == f"{volume}.snap")
+
+
+def _automatic(call: ExtStorageCall) -> Device:
+    return Device.NONE if call.access is Access.USERSPACE else Device.LOOP
+
+
+def _device(call: ExtStorageCall) -> Device:
+    wanted = call.parameters.get("device", "auto")
+    if wanted == "auto":
+        return _automatic(call)
+    if wanted not in set(Device):
+        raise BadParameterError(name="device", reason=f"has the value {wanted[:80]!r}; there are auto, loop and none")
+    device = Device(wanted)
+    if device is Device.NONE and call.access is Access.KERNELSPACE:
+        raise BadParameterError(name="device", reason="can be none only with access=userspace")
+    return device
+
+
+def _boolean(call: ExtStorageCall, name: str) -> bool:
+    value = call.parameters.get(name, "False")
+    if value.lower() not in ("true", "false"):
+        raise BadParameterError(name=name, reason=f"has the value {value[:80]!r}, which is neither True nor False")
+    return value.lower() == "true"
+
+
+def _number(call: ExtStorageCall, name: str) -> int | None:
+    value = call.parameters.get(name)
+    if value is None:
+        return None
+    if not (value.isascii() and value.isdigit()) or len(value) > 18:
+        raise BadParameterError(name=name, reason=f"has the value {value[:80]!r}, which is not a number of bytes")
+    return int(value)

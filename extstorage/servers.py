@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Starting and stopping the server of a volume and its block device.
+
+With systemd as PID 1 both are instances of template units: limits, sandbox, restart and logs are systemd's work.
+Elsewhere the same programs run as plain daemons: without sandbox, and restarted only by the next attach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from extstorage import answer, control
+from extstorage.errors import ServerError
+from extstorage.identity import ids_of
+from ganeti_plugin.errors import CommandError, StateError
+from ganeti_plugin.log import warning
+from ganeti_plugin.run import run, spawn
+
+PLUGIN = Path(__file__).resolve().parent / "nbdkit_plugin.py"
+
+#: Seconds. A stop flushes what the guest wrote, which may be much.
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 600.0
+_POLL = 0.02
+
+_SYSTEMD = Path("/run/systemd/system")
+_LOOP_MAJOR = 7
+_LOOP_CTL_ADD = 0x4C80
+_MOST_LOOPS = 1024
+
+
+class Site(NamedTuple):
+    """Where things are on this node."""
+
+    store: Path
+    user: str
+    run: Path = Path(answer.RUN)
+    devices: Path = Path(answer.DEVICES)
+
+    def directory(self, name: str) -> Path:
+        return self.run / name
+
+    def device_directory(self, name: str) -> Path:
+        return self.devices / name
+
+    def socket(self, name: str) -> Path:
+        return self.run / name / "nbd.sock"
+
+    @property
+    def uses_units(self) -> bool:
+        """Units know only the usual paths, and need systemd as PID 1."""
+        usual = self.run == Path(answer.RUN) and self.devices == Path(answer.DEVICES)
+        return usual and _SYSTEMD.is_dir() and os.geteuid() == 0
+
+
+class NoDeviceError(StateError):
+    template = "no block device could be made for the volume {name!r}: {reason}"
+
+
+def unit_of(name: str) -> str:
+    return f"snf-archipelago@{name}.service"
+
+
+def device_unit_of(name: str) -> str:
+    return f"snf-archipelago-device@{name}.service"
+
+
+def _wait(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+# The server.
+
+
+def is_running(site: Site, name: str) -> bool:
+    return answer.is_serving(str(site.directory(name)))
+
+
+def start(site: Site, name: str) -> None:
+    """Have the volume served; nothing happens if it is."""
+    if is_running(site, name):
+        return
+    if site.uses_units:
+        run(["systemctl", "start", unit_of(name)], timeout=START_TIMEOUT)
+    else:
+        _start_plain(site, name)
+    if not _wait(lambda: is_running(site, name), START_TIMEOUT):
+        raise ServerError(name=name, message="nothing, although it was started")
+
+
+def _start_plain(site: Site, name: str) -> None:
+    directory = prepare_directory(site, name)
+    for leftover in ("nbd.sock", "nbdkit.pid"):
+        (directory / leftover).unlink(missing_ok=True)
+    user: list[str | Path] = ["--user", site.user] if os.geteuid() == 0 else []
+    run(
+        [
+            *("nbdkit", "--unix", site.socket(name), "--pidfile", directory / "nbdkit.pid", *user),
+            *("python", PLUGIN, f"volume={name}", f"store={site.store}", f"run={directory}"),
+        ],
+        timeout=START_TIMEOUT,
+    )
+
+
+def prepare_directory(site: Site, name: str) -> Path:
+    """The volume's directory under /run, which belongs to the store's user."""
+    site.run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    directory = site.directory(name)
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o750)
+        os.chown(directory, *ids_of(site.user))
+    return directory
+
+
+def stop(site: Site, name: str) -> None:
+    """End the server; it flushes first. Nothing happens if there is none."""
+    if site.uses_units:
+        run(["systemctl", "stop", unit_of(name)], timeout=STOP_TIMEOUT)
+        run(["systemctl", "reset-failed", unit_of(name)], allowed=(0, 1))
+        return
+    if not is_running(site, name):
+        return
+    pid = control.call(site.directory(name), name, "status")["pid"]
+    control.call(site.directory(name), name, "stop")
+    if not _wait(lambda: not os.path.exists(f"/proc/{pid}"), STOP_TIMEOUT):
+        raise ServerError(name=name, message=f"nothing; process {pid} did not end within {STOP_TIMEOUT:g} s")
+
+
+def remove_directory(site: Site, name: str) -> None:
+    """Remove what a stopped server left under /run."""
+    shutil.rmtree(site.directory(name), ignore_errors=True)
+
+
+# The block device: nbdfuse shows the volume as a file, loop shows the file as a device.
+
+
+def start_device(site: Site, name: str) -> str:
+    """Have a block device for the volume; answers with its path."""
+    directory = site.device_directory(name)
+    device = answer.device_of(str(directory))
+    if device:
+        return device
+    if site.uses_units:
+        run(["systemctl", "restart", device_unit_of(name)], timeout=START_TIMEOUT)
+    else:
+        stop_device(site, name)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (directory / "disk").touch()
+        spawn(["nbdfuse", directory / "disk", "--unix", site.socket(name)], new_session=True)
+        set_up_loop(site, name)
+    device = answer.device_of(str(directory))
+    if not device:
+        raise NoDeviceError(name=name, reason="the loop device vanished")
+    return device
+
+
+def set_up_loop(site: Site, name: str) -> None:
+    """Wait for nbdfuse's file and put a loop device on it. Also what the device's unit runs."""
+    directory = site.device_directory(name)
+    disk = directory / "disk"
+    if not _wait(lambda: os.path.ismount(disk), START_TIMEOUT):
+        raise NoDeviceError(name=name, reason="nbdfuse does not answer")
+    for number in range(1, _MOST_LOOPS):
+        if os.path.exists(f"/sys/block/loop{number}/loop/backing_file") or not _loop_node(number):
+            continue
+        try:
+            run(["losetup", f"/dev/loop{number}", disk])
+        except CommandError:
+            continue  # somebody else was faster
+        (directory / "loop").write_text(f"{number}\n", encoding="ascii")
+        return
+    raise NoDeviceError(name=name, reason="all loop devices are in use")
+
+
+def _loop_node(number: int) -> bool:
+    """Whether /dev/loopN is there, after asking the kernel to make it. Never 0: Ganeti takes minor 0 for none."""
+    path = f"/dev/loop{number}"
+    if os.path.exists(path):
+        return True
+    with contextlib.suppress(OSError), open("/dev/loop-control", "rb") as loops:
+        fcntl.ioctl(loops, _LOOP_CTL_ADD, number)
+    with contextlib.suppress(OSError):
+        if not _wait(lambda: os.path.exists(path), 0.2):
+            os.mknod(path, 0o60660, os.makedev(_LOOP_MAJOR, number))
+    return os.path.exists(path)
+
+
+def stop_device(site: Site, name: str) -> None:
+    """Take the block device away; nothing happens if there is none."""
+    if not site.device_directory(name).is_dir():
+        return
+    if site.uses_units:
+        run(["systemctl", "stop", device_unit_of(name)], timeout=STOP_TIMEOUT)
+        run(["systemctl", "reset-failed", device_unit_of(name)], allowed=(0, 1))
+    else:
+        take_down_loop(site, name)
+    shutil.rmtree(site.device_directory(name), ignore_errors=True)
+
+
+def take_down_loop(site: Site, name: str) -> None:
+    """Detach the loop device, wait until it is gone, and unmount nbdfuse's file. Also what the device's unit runs."""
+    directory = site.device_directory(name)
+    device = answer.device_of(str(directory))
+    if device:
+        run(["blockdev", "--flushbufs", device], allowed=(0, 1), timeout=STOP_TIMEOUT)
+        run(["losetup", "--detach", device], timeout=STOP_TIMEOUT)
+        if not _wait(lambda: not answer.device_of(str(directory)), START_TIMEOUT):
+            raise NoDeviceError(name=name, reason=f"{device} is still in use and can't be detached")
+    (directory / "loop").unlink(missing_ok=True)
+    if os.path.ismount(directory / "disk"):
+        run(["umount", directory / "disk"], timeout=STOP_TIMEOUT)
+    if os.path.ismount(directory / "disk"):
+        warning("%s is still mounted", directory / "disk")
+
+
+def end_process(pid: int, seconds: float) -> None:
+    """Ask a process that we started to end, then insist."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        if _wait(lambda: not os.path.exists(f"/proc/{pid}"), seconds):
+            return

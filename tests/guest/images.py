@@ -53,7 +53,10 @@ class Manifest:
 
 def path_of(release: str, *, is_small: bool, cache: Path = CACHE) -> Path:
     """Where the image is kept."""
-    return cache / "guest" / f"{'small' if is_small else 'debian'}-{RELEASES[release]}.raw"
+    name = f"debian-{RELEASES[release]}.raw"
+    if is_small:
+        name = "small.raw" if release == "bookworm" else f"small-{RELEASES[release]}.raw"
+    return cache / "guest" / name
 
 
 def recipe_of(release: str) -> str:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import time
+
 from ganeti_plugin import log
-from tests.testbed.layout import CLUSTER_NAME, Node
+from ganeti_plugin.errors import StateError
+from tests.testbed.layout import CLUSTER_ADDRESS, CLUSTER_NAME, Node
 from tests.testbed.node import inside
 
 #: TCG by the emulator's plain binary; the guest's own boot loader; a serial console for questions.
@@ -32,6 +35,7 @@ def make(nodes: list[Node], *, access: str) -> None:
             *("--ipolicy-bounds-specs", f"{POLICY}/{POLICY_MAX}", CLUSTER_NAME),
         ],
     )
+    _wait_for_master_ip(first)
     for node in others:
         log.info("gnt-node add %s", node.name)
         inside(first, ["gnt-node", "add", "--no-ssh-key-check", f"{node.name}.testbed"])
@@ -44,3 +48,12 @@ def _trust_each_other(nodes: list[Node]) -> None:
     public = inside(first, ["cat", "/root/.ssh/id_ed25519.pub"]).encode()
     for node in others:
         inside(node, ["sh", "-ec", "mkdir -pm 700 ~/.ssh; cat >> ~/.ssh/authorized_keys"], stdin=public)
+
+
+def _wait_for_master_ip(first: Node, seconds: float = 30) -> None:
+    """The node daemon brings the address up in the background, after it has asked around for a second holder."""
+    deadline = time.monotonic() + seconds
+    while f" {CLUSTER_ADDRESS}/" not in inside(first, ["ip", "-4", "address", "show"]):
+        if time.monotonic() > deadline:
+            raise StateError(message=f"{first.name} does not take the cluster's address {CLUSTER_ADDRESS}")
+        time.sleep(0.2)

@@ -2,10 +2,10 @@
 """What the host and the helper VM say to each other, and nothing else.
 
 One virtio-serial port carries frames both ways: four bytes of length (big-endian), then one JSON object in UTF-8. The
-host sends a single `Request`. The guest sends `Hello`, then `TaskStart`, `TaskEnd` and `TaskWarning` as often as needed,
-then exactly one `Result`, and powers off. Both sides decode with this file. The host's copy meets hostile bytes (the
-guest's kernel has just mounted an untrusted file system), so every object has a closed set of keys, every text a limit,
-and nothing here evaluates, resolves or opens anything (threats R4, V04).
+host sends a single `Request`. The guest sends `Hello`, then `TaskStart`, `TaskEnd` and `TaskWarning` as often as it
+must, then exactly one `Result`, and powers off. Both sides decode with this file. The host's copy meets hostile bytes
+(the guest's kernel has just mounted an untrusted file system), so every object has a closed set of keys, every text a
+limit, and nothing here evaluates, resolves or opens anything (threats R4, V04).
 
 This file travels into the VM: standard library only, and few modules of it, since each costs milliseconds under TCG.
 """

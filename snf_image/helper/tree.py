@@ -21,6 +21,9 @@ from snf_image.helper.errors import TaskError
 #: Bytes; no file that the tasks edit is near this.
 READ_LIMIT = 1 << 20
 
+#: Errors of a path that leads to nothing: missing, through a file, a loop of links, a link into /proc.
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
+
 _LABELS = ("security.selinux", "system.posix_acl_access")
 
 
@@ -38,20 +41,25 @@ class Tree:
         os.close(self._root)
 
     def open(self, path: str, flags: int, mode: int = 0) -> int:
-        return syscalls.openat2(self._root, "/" + path.lstrip("/"), flags | os.O_NOCTTY | os.O_NONBLOCK, mode)
+        """Open below the root. Never blocks on a FIFO, never takes a terminal (openat2 refuses both with O_PATH)."""
+        extra = 0 if flags & os.O_PATH else os.O_NOCTTY | os.O_NONBLOCK
+        return syscalls.openat2(self._root, "/" + path.lstrip("/"), flags | extra, mode)
 
     def exists(self, path: str) -> bool:
         """Whether the path leads to anything inside the tree."""
-        with contextlib.suppress(OSError):
-            os.close(self.open(path, os.O_PATH))
-            return True
-        return False
+        return self._leads_to(path, os.O_PATH)
 
     def is_directory(self, path: str) -> bool:
-        with contextlib.suppress(OSError):
-            os.close(self.open(path, os.O_PATH | os.O_DIRECTORY))
-            return True
-        return False
+        return self._leads_to(path, os.O_PATH | os.O_DIRECTORY)
+
+    def _leads_to(self, path: str, flags: int) -> bool:
+        try:
+            os.close(self.open(path, flags))
+        except OSError as error:
+            if error.errno in _LEADS_NOWHERE:
+                return False
+            raise TaskError(f"/{path} in the image cannot be examined: {error.strerror}") from None
+        return True
 
     def names(self, path: str, limit: int = 4096) -> list[str]:
         """The sorted names in a directory; none when it is missing."""

@@ -48,16 +48,18 @@ THIRD_PARTY: Mapping[str, str] = {
     "nbdkit": "extstorage/nbdkit_plugin.py",
 }
 
-#: Calls that start or become a program, by module; "" means every name of it.
+#: Calls that start or become a program, by module. (Types, such as subprocess.Popen in an annotation, are no calls.)
 STARTS = {
-    "subprocess": "",
-    "multiprocessing": "",
-    "pty": "",
+    "subprocess": "run Popen call check_call check_output getoutput getstatusoutput",
+    "multiprocessing": "Process Pool",
+    "pty": "spawn fork",
+    "asyncio": "create_subprocess_exec create_subprocess_shell",
     "os": "system popen fork forkpty posix_spawn posix_spawnp execv execve execvp execvpe execl execle execlp execlpe "
     "spawnv spawnve spawnl spawnlp startfile",
 }
 MAY_START: Mapping[str, str] = {
     "ganeti_plugin/run.py": "the one place that starts programs",
+    "snf_image/launcher.py": "a program of its own: in the sandbox of the helper VM, where ganeti_plugin is not",
 }
 
 #: The guest's own world: it travels into the helper VM, where ganeti_plugin is not.
@@ -156,14 +158,13 @@ def test_no_import_cycles() -> None:
 
 def starting_calls(path: Path) -> Iterator[str]:
     for module, name in imports(path):
-        if STARTS.get(module) == "" or (module == "os" and name in STARTS["os"].split()):
-            yield f"{shown(path)}: imports {module} {name}"
+        if name and name in STARTS.get(module, "").split():
+            yield f"{shown(path)}: from {module} import {name}"
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            if node.value.id == "os" and node.attr in STARTS["os"].split():
-                yield f"{shown(path)}:{node.lineno}: os.{node.attr}"
-            elif node.value.id == "asyncio" and node.attr.startswith("create_subprocess"):
-                yield f"{shown(path)}:{node.lineno}: asyncio.{node.attr}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            module = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            if node.func.attr in STARTS.get(module, "").split():
+                yield f"{shown(path)}:{node.lineno}: {module}.{node.func.attr}"
 
 
 @pytest.mark.parametrize("path", sources(), ids=shown)
@@ -192,7 +193,8 @@ def test_nothing_below_the_entry_exits(path: Path) -> None:
         for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Attribute) and node.attr == "exit" and getattr(node.value, "id", "") == "sys"
     ]
-    assert not exits or path.name in EXECUTABLES or shown(path).startswith(GUEST), f"{shown(path)}:{exits}"
+    is_program = path.name in EXECUTABLES or shown(path) == "snf_image/launcher.py" or shown(path).startswith(GUEST)
+    assert not exits or is_program, f"{shown(path)}:{exits}"
 
 
 @pytest.mark.parametrize("name", EXECUTABLES)

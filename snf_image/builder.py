@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import marshal
 import os
 from pathlib import Path
 
@@ -45,7 +43,7 @@ KERNEL_ARGUMENTS = (
     "cryptomgr.notests nokaslr audit=0 apparmor=0 selinux=0 nowatchdog ipv6.disable=1"
 )
 
-#: QEMU's CPU model under emulation: the plainest one, and the instruction that seeds the kernel's random numbers at once.
+#: QEMU's CPU model under emulation: the plainest one, with the instruction that seeds the kernel's random numbers.
 EMULATED_CPU = "qemu64,+rdrand"
 
 #: Prints the files of every module that the guest imports, those it imports late included.
@@ -64,8 +62,20 @@ found["os"] = os.__file__
 print(json.dumps({"modules": found, "version": sys.version.split()[0]}))
 """
 
-#: Flags of a byte code file.
-UNCHECKED_HASH = (1).to_bytes(4, "little")
+#: Compiles files (stdin: JSON list of source and the path to record) to byte code as hexadecimal digits (stdout: JSON).
+#: The header is PEP 552's: "valid by the source's hash", which nobody compares. A fresh interpreter with a fixed hash
+#: seed, because byte code depends on what the process has interned before and on the order of sets.
+COMPILER = """
+import hashlib, importlib.util, json, marshal, sys
+result = []
+for source, path in json.load(sys.stdin):
+    with open(source, "rb") as stream:
+        data = stream.read()
+    code = compile(data, path, "exec", dont_inherit=True, optimize=2)
+    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + hashlib.sha256(data).digest()[:8]
+    result.append((header + marshal.dumps(code)).hex())
+json.dump(result, sys.stdout)
+"""
 
 
 class BuildError(StateError):
@@ -136,14 +146,6 @@ class Content:
             if library not in self.entries and f"/usr{library}" not in self.entries:
                 self.add(library, Path(library).read_bytes(), 0o755)
 
-    def add_compiled(self, source: Path, path: str) -> None:
-        """A Python module as byte code, without its source: nothing is looked up or compiled in the VM."""
-        code = compile(source.read_bytes(), path, "exec", dont_inherit=True, optimize=2)
-        digest = hashlib.sha256(source.read_bytes()).digest()[:8]
-        # PEP 552: the flag says "by the source's hash", and that nobody compares it.
-        header = importlib.util.MAGIC_NUMBER + UNCHECKED_HASH + digest
-        self.add(path.removesuffix(".py") + ".pyc", header + marshal.dumps(code))
-
 
 def linked(program: Path) -> list[str]:
     """The shared libraries of a program, found by the node's own dynamic linker."""
@@ -186,15 +188,25 @@ def add_python(content: Content, tree: Path) -> str:
     folder = "/usr/lib/python" + ".".join(modules.version.split(".")[:2])
     content.add_program(PYTHON, "/usr/bin/python3")
     content.entries[f"{folder}/lib-dynload"] = cpio.directory(f"{folder}/lib-dynload")
+    places: dict[str, str] = {}
     for name, origin in sorted(modules.sources.items()):
         source = Path(origin)
         if source.suffix == ".so":
             content.add_program(source)
-        elif name == "snf_image" or name.startswith("snf_image."):
-            content.add_compiled(source, f"{CODE}/{source.relative_to(tree)}")
+        elif name.split(".")[0] == "snf_image":
+            places[origin] = f"{CODE}/{source.relative_to(tree)}"
         else:
-            content.add_compiled(source, origin)
+            places[origin] = origin
+    for path, code in compiled(places).items():
+        content.add(path.removesuffix(".py") + ".pyc", code)
     return modules.version
+
+
+def compiled(places: dict[str, str]) -> dict[str, bytes]:
+    """Byte code by place, from sources: nothing is looked up or compiled in the VM, and no source is there."""
+    order = json.dumps(list(places.items())).encode()
+    done = run([PYTHON, "-s", "-S", "-B", "-c", COMPILER], stdin=order, env={"PYTHONHASHSEED": "0"})
+    return {path: bytes.fromhex(code) for path, code in zip(places.values(), json.loads(done.stdout), strict=True)}
 
 
 def add_modules(content: Content, chosen: kernel.Kernel) -> None:

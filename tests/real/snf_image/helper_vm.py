@@ -1,3 +1,4 @@
+#!/usr/bin/python3
 # SPDX-License-Identifier: BSD-2-Clause
 """Runs the helper VM without the host side: a bare QEMU, one request, its replies, and a look at the disk afterwards.
 
@@ -128,8 +129,8 @@ class Run:
 def command(directory: Path, manifest: builder.Manifest, channel: Path, arguments: str = "") -> list[str]:
     """The machine, without disks."""
     return [
-        QEMU, "-accel", "tcg", "-cpu", CPU, "-machine", "pc", "-m", "512", "-nodefaults", "-no-user-config", "-display", "none",
-        "-no-reboot", "-kernel", str(directory / "kernel"), "-initrd", str(directory / "initrd"),
+        QEMU, "-accel", "tcg", "-cpu", CPU, "-machine", "pc", "-m", "512", "-nodefaults", "-no-user-config",
+        "-display", "none", "-no-reboot", "-kernel", str(directory / "kernel"), "-initrd", str(directory / "initrd"),
         "-append", f"{manifest.arguments} {arguments}".strip(), "-serial", "stdio",
         "-device", "virtio-serial-pci,max_ports=2", "-chardev", f"socket,id=channel,path={channel},server=off",
         "-device", f"virtserialport,chardev=channel,name={protocol.PORT}",
@@ -193,11 +194,9 @@ def debugfs(image: Path, line: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".ext4") as part:
         table = json.loads(subprocess.run(["sfdisk", "-J", image], capture_output=True, check=True).stdout)
         entry = table["partitiontable"]["partitions"][0]
-        subprocess.run(
-            ["dd", f"if={image}", f"of={part.name}", "bs=1M", "conv=sparse", "iflag=skip_bytes,count_bytes"]
-            + [f"skip={entry['start'] * SECTOR}", f"count={entry['size'] * SECTOR}", "status=none"],
-            check=True,
-        )
+        place = [f"skip={entry['start'] * SECTOR}", f"count={entry['size'] * SECTOR}", f"if={image}", f"of={part.name}"]
+        copy = ["dd", "bs=1M", "conv=sparse", "iflag=skip_bytes,count_bytes", "status=none", *place]
+        subprocess.run(copy, check=True)
         if line == "fsck":
             done = subprocess.run(["e2fsck", "-fn", part.name], capture_output=True, text=True)
             assert done.returncode == 0, done.stdout + done.stderr
@@ -226,12 +225,9 @@ def baseline(folder: Path, kernel: Path) -> float:
     initrd = folder / "busybox.cpio"
     initrd.write_bytes(cpio.archive(entries))
     started = time.monotonic()
-    subprocess.run(
-        [QEMU, "-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "null"]
-        + ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet panic=-1"],
-        check=True,
-        timeout=DEADLINE,
-    )
+    machine = [QEMU, "-accel", "tcg", "-m", "512", "-nodefaults", "-display", "none", "-no-reboot", "-serial", "null"]
+    system = ["-kernel", str(kernel), "-initrd", str(initrd), "-append", "console=ttyS0 quiet panic=-1"]
+    subprocess.run([*machine, *system], check=True, timeout=DEADLINE)
     return time.monotonic() - started
 
 

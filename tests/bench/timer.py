@@ -2,7 +2,7 @@
 """Times commands where they run (in a node), so that getting there costs nothing.
 
 Reads a JSON request on stdin: {"rounds": N, "jobs": [{"name", "prepare", "command", "cleanup", "environment"}]};
-prepare and cleanup are shell texts that are not timed. The jobs take turns, so that a busy moment hits all of them alike.
+prepare and cleanup are shell texts that are not timed. The jobs take turns, so that a busy moment hits all alike.
 Writes {"name": [seconds, ...]}. Standard library only: it runs in any root.
 """
 

@@ -36,7 +36,7 @@ def prepare() -> None:
         addresses = ("--network=198.51.100.0/24", "--gateway=198.51.100.1")
         addresses6 = ("--network6=2001:db8:1::/64", "--gateway6=2001:db8:1::1")
         in_node("gnt-network", "add", *addresses, *addresses6, "public")
-        in_node("gnt-network", "connect", "public", "routed", "100")
+        in_node("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")
 
 
 def once() -> float:

@@ -107,7 +107,7 @@ def add_network() -> None:
     addresses = ("--network=198.51.100.0/24", f"--gateway={GATEWAY}")
     addresses6 = ("--network6=2001:db8:1::/64", "--gateway6=2001:db8:1::1")
     in_node("gnt-network", "add", *addresses, *addresses6, "--add-reserved-ips", FORGED, "public")
-    in_node("gnt-network", "connect", "public", "routed", "100")
+    in_node("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")
 
 
 def add_instance(report: Report, name: str, origin: str, profile: str, keys: Keys) -> Guest:

@@ -33,4 +33,4 @@ def prepare() -> None:
         done("archipelago", "image", "import", IMAGE, IMAGE_FILE, "--format", "raw")
     if "public" not in tried("gnt-network", "list", "--no-headers", "-o", "name").stdout:
         done(*NETWORK)
-        done("gnt-network", "connect", "public", "routed", "100")
+        done("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")

@@ -193,11 +193,13 @@ def _choice(setting: Setting, raw: object) -> StrEnum:
     raise ValueError(f"{_shown(raw)} is not one of {', '.join(member.value for member in kind)}")
 
 
-def _text(_setting: Setting, raw: object) -> str:
+def _text(setting: Setting, raw: object) -> str:
     if not isinstance(raw, str):
         raise ValueError(f"{_shown(raw)} is not a string")
     if "\0" in raw or "\n" in raw:
         raise ValueError("a string may not hold a newline or NUL")
+    if setting.pattern and not re.fullmatch(setting.pattern, raw, re.ASCII):
+        raise ValueError(f"{_shown(raw)} is not {setting.expected}")
     return raw
 
 

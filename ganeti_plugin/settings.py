@@ -19,16 +19,21 @@ from typing import Any, ClassVar, TypeVar, cast
 
 T = TypeVar("T")
 
+_MAC = r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}"
+
 
 class Setting:
     """One declared setting: a descriptor that answers with the configured value, or with the default."""
 
-    def __init__(self, default: object, *, help: str, unit: str, minimum: int | None, maximum: int | None) -> None:
+    def __init__(self, default: object, **facts: Any) -> None:
         self.default = default
-        self.help = help
-        self.unit = unit
-        self.minimum = minimum
-        self.maximum = maximum
+        self.help: str = facts["help"]
+        self.unit: str = facts["unit"]
+        self.minimum: int | None = facts["minimum"]
+        self.maximum: int | None = facts["maximum"]
+        #: What a string must match from end to end, and the same in words.
+        self.pattern: str = facts["pattern"]
+        self.expected: str = facts["expected"]
         self.name = ""
         self.section = ""
 
@@ -43,9 +48,19 @@ class Setting:
         raise AttributeError(f"setting {self.section}.{self.name} is read only")
 
 
-def setting(default: T, *, help: str, unit: str = "", minimum: int | None = None, maximum: int | None = None) -> T:
+def setting(
+    default: T,
+    *,
+    help: str,
+    unit: str = "",
+    minimum: int | None = None,
+    maximum: int | None = None,
+    pattern: str = "",
+    expected: str = "",
+) -> T:
     """Declare a setting. The result is a descriptor; the cast makes the attribute's type that of the default."""
-    return cast("T", Setting(default, help=help, unit=unit, minimum=minimum, maximum=maximum))
+    facts = {"help": help, "unit": unit, "minimum": minimum, "maximum": maximum, "pattern": pattern}
+    return cast("T", Setting(default, **facts, expected=expected))
 
 
 class Section:
@@ -81,6 +96,8 @@ class Archipelago(Section):
     )
     user: str = setting(
         "snf-archipelago",
+        pattern=r"[a-z_][a-z0-9_-]{0,31}",
+        expected="the name of a system user",
         help="System user that owns the store and runs the servers of attached volumes.",
     )
 
@@ -117,6 +134,8 @@ class Image(Section):
     )
     progress_monitor: str = setting(
         "",
+        pattern=r"(/[^/]+)+|",
+        expected="an absolute path, or empty",
         help="Absolute path of a program that is fed the progress of a creation on its standard input; empty for none.",
     )
     dhcp_tags: Sequence[str] = setting(
@@ -134,6 +153,8 @@ class Image(Section):
     )
     default_nic_config: str = setting(
         "dhcp",
+        pattern=r"(dhcp\+)?(dhcpv6|slaac|slaac_dhcp)|dhcp|",
+        expected="empty, dhcp, dhcpv6, slaac, slaac_dhcp, or dhcp+ and one of the last three",
         help="What to configure in a guest whose only NIC has neither address nor IPv6 gateway: empty for nothing, "
         "dhcp, dhcpv6, slaac, slaac_dhcp, or dhcp+ followed by one of the last three.",
     )
@@ -150,11 +171,15 @@ class Network(Section):
     )
     gateway_mac: str = setting(
         "cc:47:52:4e:45:54",
+        pattern=r"[0-9a-fA-F][02468aceACE](:[0-9a-fA-F]{2}){5}",
+        expected="the MAC address of one interface",
         help="MAC address of every tap on the node's side: the same on all nodes, so that a migrated guest's "
         "neighbour cache stays true.",
     )
     mac_mask: str = setting(
         "ff:ff:f0:00:00:00",
+        pattern=_MAC,
+        expected="six bytes like a MAC address",
         help="The bits of a MAC address that tell one private-filtered network from another.",
     )
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,12 @@ def test_every_fault_is_reported_with_file_and_line(tmp_path: Path) -> None:
         ('[image]\nimage_directory = "images"\n', "2: image.image_directory: 'images' is not an absolute path"),
         ('[image]\nimage_directory = "/a/../b"\n', "2: image.image_directory: '/a/../b' is not an absolute path"),
         ('[archipelago]\nuser = "a\\nb"\n', "2: archipelago.user: a string may not hold a newline or NUL"),
+        ('[archipelago]\nuser = "-x"\n', "2: archipelago.user: '-x' is not the name of a system user"),
+        (
+            '[network]\ngateway_mac = "01:00:00:00:00:00"\n',
+            "2: network.gateway_mac: '01:00:00:00:00:00' is not the MAC",
+        ),
+        ('[image]\ndefault_nic_config = "dhcp+"\n', "2: image.default_nic_config: 'dhcp+' is not empty, dhcp, dhcpv6"),
         ("[network]\nuplinks = 3\n", "2: network.uplinks: 3 is not a table of strings"),
         ("[network.uplinks]\n100 = 3\n", "1: network.uplinks: 3 is not a string"),
         ("image.helper_memory = true\n", "1: image.helper_memory: True is not"),
@@ -113,6 +120,8 @@ def test_every_setting_has_help_and_a_type_that_can_be_read() -> None:
         assert isinstance(setting, Setting)
         assert setting.help.endswith("."), setting.name
         assert config.can_read(setting), setting.name
+        assert bool(setting.pattern) == bool(setting.expected), setting.name
+        assert not setting.pattern or re.fullmatch(setting.pattern, str(setting.default)), setting.name
 
 
 def test_reading_a_file_that_sets_nothing_does_not_import_the_toml_reader(tmp_path: Path) -> None:

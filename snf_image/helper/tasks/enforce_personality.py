@@ -14,7 +14,7 @@ from snf_image.protocol import PersonalityFile
 
 def decoded(file: PersonalityFile) -> bytes:
     try:
-        return a2b_base64(file.contents.encode("ascii"))
+        return a2b_base64("".join(file.contents.split()).encode("ascii"), strict_mode=True)
     except (Base64Error, UnicodeEncodeError):
         raise TaskError(f"the contents of the personality file {file.path[:80]!r} are not base64") from None
 

@@ -10,7 +10,7 @@ from snf_image import cpio
 
 def parse(data: bytes) -> dict[str, tuple[int, bytes]]:
     """A reader of our own: name -> mode, content."""
-    found = {}
+    found: dict[str, tuple[int, bytes]] = {}
     position = 0
     while True:
         assert data[position : position + 6] == b"070701"

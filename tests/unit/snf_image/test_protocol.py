@@ -25,7 +25,7 @@ REQUEST = protocol.Request(
     personality=(protocol.PersonalityFile(path="/x", contents="eA=="),),
     properties={"OSFAMILY": "linux"},
 )
-REPLIES = [
+REPLIES: list[protocol.Reply] = [
     protocol.Hello(),
     protocol.TaskStart(task="MountImage"),
     protocol.TaskEnd(task="MountImage"),
@@ -146,7 +146,7 @@ def test_encode_refuses_what_decode_would() -> None:
 def test_frames_arrive_in_any_pieces(step: int) -> None:
     stream = b"".join(protocol.encode(reply) for reply in REPLIES)
     frames = Frames()
-    found = []
+    found: list[protocol.Reply] = []
     for start in range(0, len(stream), step):
         found += [protocol.decode_reply(frame) for frame in frames.feed(stream[start : start + step])]
     assert found == REPLIES

@@ -160,7 +160,7 @@ def test_a_file_system_without_a_table() -> None:
         (lambda: msdos((0x83, 2048, 0)), "has no partition"),
         (lambda: msdos((0x05, 2048, 4096)), "has no partition"),
         (lambda: msdos((0x05, 2048, 4096), (0x05, 8192, 4096)), "has no partition"),
-        (lambda: gpt(), "has no partition"),
+        (gpt, "has no partition"),
         (lambda: gpt((2048, 4095), (4000, 5000)), "overlap"),
         (lambda: gpt((20, 4095)), "inside the partition table"),
         (lambda: gpt((4095, 2048)), "no sane start"),

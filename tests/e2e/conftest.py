@@ -29,7 +29,7 @@ def node1() -> Iterator[str]:
 
 def prepare() -> None:
     """Image and network, unless they are there."""
-    if IMAGE not in tried("archipelago", "image", "list").stdout:
+    if IMAGE not in tried("archipelago", "image", "list").stdout.split():
         done("archipelago", "image", "import", IMAGE, IMAGE_FILE, "--format", "raw")
     if "public" not in tried("gnt-network", "list", "--no-headers", "-o", "name").stdout:
         done(*NETWORK)

@@ -87,11 +87,11 @@ def processes():
         if name.startswith(("nbdkit", "nbdfuse", "qemu", "virtiofsd")):
             yield " ".join(words)[:300]
 store = []
-for folder, _, names in os.walk("/var/lib/snf-archipelago"):
-    store += [os.path.join(folder, name) for name in names if not name.endswith(("lock", ".lock"))]
+for folder, folders, names in os.walk("/var/lib/snf-archipelago"):
+    store += [os.path.join(folder, name) for name in folders + names]
 print(json.dumps({
     "instances": lines("gnt-instance", "list", "--no-headers", "-o", "name"),
-    "volumes": lines("archipelago", "volume", "list"),
+    "volumes": [line.split()[0] for line in lines("archipelago", "volume", "list")],
     "store": store,
     "runtime": glob.glob("/run/snf-archipelago/*") + glob.glob("/run/snf-image/*"),
     "processes": list(processes()),

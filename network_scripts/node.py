@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the node needs before its first guest: the base ruleset, forwarding, policy rules, and uplinks that answer for
+guests. Done at boot, before Ganeti; a NIC that finds it missing does it again.
+
+Forwarding is switched on for uplinks and guest interfaces, not for the node. IPv6 has only one switch for forwarding:
+it is set, the other interfaces keep their own setting (so that they still listen to router advertisements), and
+the base ruleset does not forward IPv6 that comes in by them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ganeti_plugin.errors import CommandError, ConfigError, StateError
+from ganeti_plugin.settings import Network
+from network_scripts import apply, links, render
+from network_scripts.intent import MARK_BASE, RESERVED_TABLES, TABLE_LIMIT
+from network_scripts.render import Element
+
+#: Places of our policy rules: before main (32766), with room around them.
+PREFERENCE_UPLINK = 20000
+PREFERENCE_GUEST = 20001
+
+#: The metric of the route that ends a table, behind every other route.
+LAST_METRIC = 0xFFFFFFFF
+
+LOCK_DIRECTORY = Path("/run/snf-network")
+
+
+class NoUplinkError(StateError):
+    template = "no uplink is known for routing table {table}"
+    hint = 'name it in /etc/snf-ganeti/snf-ganeti.toml: [network] uplinks = {{ "{table}" = "INTERFACE" }}'
+
+
+class MissingUplinkError(StateError):
+    template = "the uplink {uplink} of routing table {table} does not exist on this node"
+    hint = "make the interface, or correct [network] uplinks in /etc/snf-ganeti/snf-ganeti.toml"
+
+
+def lock_file() -> Path:
+    """Held while elements of a guest's interface are replaced or removed."""
+    LOCK_DIRECTORY.mkdir(mode=0o700, exist_ok=True)
+    return LOCK_DIRECTORY / "lock"
+
+
+def uplinks(settings: Network) -> dict[int, str]:
+    """The configured uplinks by the number of their table."""
+    names = links.table_names()
+    found = {}
+    for link, device in settings.uplinks.items():
+        table = int(link) if link.isdigit() else names.get(link, 0)
+        if table in RESERVED_TABLES or table > TABLE_LIMIT:
+            raise ConfigError(faults=f"network.uplinks: {link!r} is no routing table that guests can have")
+        if not device or len(device) > 15 or not all(c.isalnum() or c in "._-@" for c in device):
+            raise ConfigError(faults=f"network.uplinks: {device!r} is no name of an interface")
+        found[table] = device
+    return found
+
+
+def uplink_of(table: int, settings: Network) -> str:
+    """The interface that leads outside for a table: as configured, else that of the table's default route."""
+    device = uplinks(settings).get(table) or links.default_device(table)
+    if device is None:
+        raise NoUplinkError(table=table)
+    if not links.exists(device):
+        raise MissingUplinkError(uplink=device, table=table)
+    return device
+
+
+def set_up(settings: Network) -> None:
+    """Everything, for every configured uplink. May be repeated at any time."""
+    apply.load_base()
+    _forward()
+    missing = []
+    for table, device in uplinks(settings).items():
+        if links.exists(device):
+            prepare_uplink(table, device)
+        else:
+            missing.append(MissingUplinkError(uplink=device, table=table))
+    if missing:
+        raise missing[0]
+
+
+def is_ready() -> bool:
+    """Whether forwarding is as `set_up` left it."""
+    return not links.has_ipv6() or links.sysctl("ipv6/conf/all/forwarding") == "1"
+
+
+def _forward() -> None:
+    """Switch IPv6 forwarding on without changing how other interfaces behave."""
+    if not links.has_ipv6():
+        return
+    names = os.listdir("/proc/sys/net/ipv6/conf")
+    closed = [name for name in names if name != "all" and links.sysctl(f"ipv6/conf/{name}/forwarding") == "0"]
+    links.set_sysctl("ipv6/conf/all/forwarding", "1")
+    for name in closed:
+        links.set_sysctl(f"ipv6/conf/{name}/forwarding", "0")
+    entries = [Element("inet", "closed", (name,)) for name in closed if name not in ("default", "lo")]
+    flush: render.Command = {"flush": {"set": {"family": "inet", "table": render.TABLE, "name": "closed"}}}
+    guests = [entry for entry in entries if not render.is_guest(str(entry.key[0]))]
+    apply.transact([flush, *(render.change("add", entry) for entry in guests)])
+
+
+def prepare_uplink(table: int, device: str) -> None:
+    """Make an uplink answer for the guests of a table, and their packets follow that table."""
+    own = {"forwarding": "1", "rp_filter": "0", "send_redirects": "0", "proxy_arp": "1"}
+    for name, value in own.items():
+        links.set_sysctl(f"ipv4/conf/{device}/{name}", value)
+    links.set_sysctl(f"ipv4/neigh/{device}/proxy_delay", "0")
+    families = [4]
+    if links.has_ipv6():
+        families.append(6)
+        for name, value in {"forwarding": "1", "proxy_ndp": "1", "accept_redirects": "0"}.items():
+            links.set_sysctl(f"ipv6/conf/{device}/{name}", value)
+        links.set_sysctl(f"ipv6/neigh/{device}/proxy_delay", "0")
+    _announce_uplink(device)
+    for family in families:
+        links.batch(family, _table_commands(family, table, device))
+
+
+def _announce_uplink(device: str) -> None:
+    """Tell the firewall. The node's own ARP requests there have sender 0.0.0.0: it has no address in that network."""
+    source = Element("arp", "arp_source", (device,), "0.0.0.0")  # noqa: S104 - an unspecified sender, not a socket
+    entries = (Element("inet", "uplinks", (device,)), source)
+    drop_closed = [render.change(verb, Element("inet", "closed", (device,))) for verb in ("add", "delete")]
+    apply.transact([*(render.change("add", entry) for entry in entries), *drop_closed])
+
+
+def _table_commands(family: int, table: int, device: str) -> Sequence[str]:
+    mark = MARK_BASE | table
+    present = links.has_rules(family, [("iif", device, table), ("fwmark", str(mark), table)])
+    protocol = links.PROTOCOL
+    rules = (
+        f"rule add iif {device} lookup {table} pref {PREFERENCE_UPLINK} protocol {protocol}",
+        f"rule add fwmark {mark:#x} lookup {table} pref {PREFERENCE_GUEST} protocol {protocol}",
+    )
+    default = "0.0.0.0/0" if family == 4 else "::/0"
+    return [
+        f"link set dev {device} up",
+        *(rule for rule, there in zip(rules, present, strict=True) if not there),
+        f"route replace unreachable {default} metric {LAST_METRIC} table {table} proto {protocol}",
+    ]
+
+
+def ensure(table: int, device: str, settings: Network) -> None:
+    """For a NIC that comes up: make sure that the node still is as it must be (threat L07)."""
+    if not is_ready():
+        set_up(settings)
+    try:
+        prepare_uplink(table, device)
+    except CommandError:
+        # Most likely the tables were flushed by other software: load them, then again.
+        set_up(settings)
+        prepare_uplink(table, device)

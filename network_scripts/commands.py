@@ -36,7 +36,7 @@ def ifup() -> int:
     addresses = [str(done.ipv4.address)] if done.ipv4 else []
     addresses += [str(address) for address in done.ipv6.addresses] if done.ipv6 else []
     shown = ", ".join(addresses) or "no address"
-    log.info("NIC %s of %s is up on %s: %s, %s", nic.index, nic.instance, done.tap, shown, done.profile.value)
+    log.info("NIC %s of %s is up on %s: %s, %s", nic.position, nic.instance, done.tap, shown, done.profile.value)
     return 0
 
 
@@ -74,7 +74,7 @@ def _status() -> int:
 
     present = apply.listing()
     if present is None:
-        raise NotSetUpError()
+        raise NotSetUpError
     for tap in sorted(present.interfaces()):
         facts = sorted(
             {

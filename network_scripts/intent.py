@@ -84,7 +84,7 @@ def routed(nic: Nic, gateway_mac: str, tables: Mapping[str, int]) -> Routed:
 
     Raises InputError when the NIC makes no sense.
     """
-    facts = {"index": nic.index, "instance": nic.instance}
+    facts = {"index": nic.position, "instance": nic.instance}
     if nic.mode is not Mode.ROUTED:
         raise UnsupportedModeError(mode=nic.mode.value, **facts)
     if nic.mac == gateway_mac.lower():
@@ -104,7 +104,7 @@ def _table(nic: Nic, tables: Mapping[str, int]) -> int:
     link = nic.link or ""
     table = int(link) if link.isdigit() else tables.get(link, 0)
     if table in RESERVED_TABLES or table > TABLE_LIMIT:
-        raise TableError(link=link, index=nic.index, instance=nic.instance)
+        raise TableError(link=link, index=nic.position, instance=nic.instance)
     return table
 
 
@@ -121,7 +121,7 @@ def _family4(nic: Nic) -> Family4 | None:
     elif subnet is not None and subnet.prefixlen < 31 and nic.ip in (subnet.network_address, subnet.broadcast_address):
         fault = f"is no host's address in {subnet}"
     if fault:
-        raise AddressError(index=nic.index, instance=nic.instance, address=nic.ip, fault=fault)
+        raise AddressError(index=nic.position, instance=nic.instance, address=nic.ip, fault=fault)
     return Family4(address=nic.ip, subnet=subnet, gateway=gateway)
 
 
@@ -136,7 +136,7 @@ def _family6(nic: Nic) -> Family6 | None:
     for address in addresses:
         if address == gateway or address.is_link_local:
             fault = "is the network's gateway" if address == gateway else "is a link-local one"
-            raise AddressError(index=nic.index, instance=nic.instance, address=address, fault=fault)
+            raise AddressError(index=nic.position, instance=nic.instance, address=address, fault=fault)
     unique = tuple(dict.fromkeys(addresses))
     return Family6(addresses=unique, link_local=link_local(nic.mac), subnet=subnet, gateway=gateway)
 
@@ -154,7 +154,7 @@ def link_local(mac: str) -> IPv6Address:
 
 def profile_of(nic: Nic) -> Profile:
     """The firewall profile by the instance's tags: the last that names this NIC, or every NIC, wins."""
-    return last_profile(nic.tags, {nic.uuid, str(nic.index), nic.name or nic.uuid})
+    return last_profile(nic.tags, {nic.uuid, str(nic.position), nic.name or nic.uuid})
 
 
 def last_profile(tags: Sequence[str], names: set[str]) -> Profile:

@@ -13,7 +13,7 @@ import fcntl
 import json
 import re
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,9 @@ _TABLE_NAMES = (
 
 _ETH_ARP = 0x0806
 _ETH_IPV6 = 0x86DD
+#: How ip(8) says that something is there already.
+_EXISTS = "RTNETLINK answers: File exists"
+
 #: struct ifreq of ioctl(2), see netdevice(7).
 _SIOCGIFHWADDR = 0x8927
 _IFREQ_SIZE = 40
@@ -42,6 +45,10 @@ _BROADCAST = b"\xff" * 6
 
 class NoInterfaceError(StateError):
     template = "there is no interface {name}"
+
+
+class RoutingError(StateError):
+    template = "the kernel refused routes or neighbours: {reason}"
 
 
 class Proxy(NamedTuple):
@@ -99,10 +106,24 @@ def has_ipv6() -> bool:
 
 
 def batch(family: int, lines: Iterable[str]) -> None:
-    """Run commands of ip(8), whose arguments are all checked or our own, in one process."""
+    """Run commands of ip(8), whose arguments are all checked or our own, in one process.
+
+    Adding what is there already is no failure; any other failure is raised after the rest was done.
+    """
     text = "".join(f"{line}\n" for line in lines)
-    if text:
-        run(["ip", f"-{family}", "-batch", "-"], stdin=text.encode(), timeout=20)
+    if not text:
+        return
+    done = run(["ip", "-force", f"-{family}", "-batch", "-"], stdin=text.encode(), timeout=20, allowed=(0, 1, 2))
+    if done.returncode:
+        failures = failures_of(done.stderr.decode("utf-8", "replace"))
+        if failures:
+            raise RoutingError(reason="; ".join(failures)[:400])
+
+
+def failures_of(stderr: str) -> list[str]:
+    """The reasons that `ip -force -batch` gave, but for "File exists". Each is followed by "Command failed -:LINE"."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    return [line for line in lines if not line.startswith("Command failed") and line != _EXISTS]
 
 
 def query(*arguments: str) -> list[dict[str, Any]]:
@@ -122,19 +143,6 @@ def table_names() -> dict[str, int]:
                 if found:
                     names[found[2]] = int(found[1])
     return names
-
-
-def has_rules(family: int, wanted: Sequence[tuple[str, str, int]]) -> list[bool]:
-    """Whether the policy rules (kind "fwmark" or "iif", its value, table) are there."""
-    present = set()
-    for rule in query(f"-{family}", "rule", "list"):
-        table = str(rule.get("table", ""))
-        number = int(table) if table.isdigit() else table_names().get(table, -1)
-        if "fwmark" in rule:
-            present.add(("fwmark", str(int(str(rule["fwmark"]), 16)), number))
-        elif "iif" in rule:
-            present.add(("iif", str(rule["iif"]), number))
-    return [(kind, str(value), table) in present for kind, value, table in wanted]
 
 
 def default_device(table: int) -> str | None:

@@ -35,7 +35,9 @@ def up(nic: Nic, settings: Network) -> Routed:
     generation = links.index(wanted.tap)
     uplink = node.uplink_of(wanted.table, settings)
     try:
-        node.ensure(wanted.table, uplink, settings)
+        if not node.is_ready():
+            node.set_up(settings)
+        node.set_uplink_sysctls(uplink)
         _prepare_tap(wanted)
         _open_firewall(wanted, generation, uplink, settings)
         _route(wanted, uplink)
@@ -86,10 +88,11 @@ def _open_firewall(wanted: Routed, generation: int, uplink: str, settings: Netwo
 
 
 def _route(wanted: Routed, uplink: str) -> None:
+    """Routes, neighbours and, in case other software took them away, the policy rules (threat L07)."""
     first = [f"link set dev {wanted.tap} address {wanted.gateway_mac} up"]
-    links.batch(4, [*first, *_commands4(wanted, uplink)])
+    links.batch(4, [*node.table_commands(4, wanted.table, uplink), *first, *_commands4(wanted, uplink)])
     if wanted.ipv6:
-        links.batch(6, _commands6(wanted, uplink))
+        links.batch(6, [*node.table_commands(6, wanted.table, uplink), *_commands6(wanted, uplink)])
 
 
 def _commands4(wanted: Routed, uplink: str) -> Sequence[str]:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ganeti_plugin.errors import CommandError, ConfigError, StateError
+from ganeti_plugin.errors import ConfigError, StateError
 from ganeti_plugin.settings import Network
 from network_scripts import apply, links, render
 from network_scripts.intent import MARK_BASE, RESERVED_TABLES, TABLE_LIMIT
@@ -105,52 +105,38 @@ def _forward() -> None:
 
 def prepare_uplink(table: int, device: str) -> None:
     """Make an uplink answer for the guests of a table, and their packets follow that table."""
-    own = {"forwarding": "1", "rp_filter": "0", "send_redirects": "0", "proxy_arp": "1"}
-    for name, value in own.items():
+    set_uplink_sysctls(device)
+    # An uplink that appears after the start was counted among the others, whose IPv6 is not forwarded.
+    closed = Element("inet", "closed", (device,))
+    apply.transact(
+        [
+            *(render.change("add", entry) for entry in render.uplink_elements(device)),
+            *(render.change(verb, closed) for verb in ("add", "delete")),
+        ]
+    )
+    for family in (4, 6) if links.has_ipv6() else (4,):
+        links.batch(family, table_commands(family, table, device))
+
+
+def set_uplink_sysctls(device: str) -> None:
+    for name, value in {"forwarding": "1", "rp_filter": "0", "send_redirects": "0", "proxy_arp": "1"}.items():
         links.set_sysctl(f"ipv4/conf/{device}/{name}", value)
     links.set_sysctl(f"ipv4/neigh/{device}/proxy_delay", "0")
-    families = [4]
     if links.has_ipv6():
-        families.append(6)
         for name, value in {"forwarding": "1", "proxy_ndp": "1", "accept_redirects": "0"}.items():
             links.set_sysctl(f"ipv6/conf/{device}/{name}", value)
         links.set_sysctl(f"ipv6/neigh/{device}/proxy_delay", "0")
-    _announce_uplink(device)
-    for family in families:
-        links.batch(family, _table_commands(family, table, device))
 
 
-def _announce_uplink(device: str) -> None:
-    """Tell the firewall. The node's own ARP requests there have sender 0.0.0.0: it has no address in that network."""
-    source = Element("arp", "arp_source", (device,), "0.0.0.0")  # noqa: S104 - an unspecified sender, not a socket
-    entries = (Element("inet", "uplinks", (device,)), source)
-    drop_closed = [render.change(verb, Element("inet", "closed", (device,))) for verb in ("add", "delete")]
-    apply.transact([*(render.change("add", entry) for entry in entries), *drop_closed])
+def table_commands(family: int, table: int, device: str) -> Sequence[str]:
+    """The commands that lead a table's packets to it, and no further: what it does not know is unreachable.
 
-
-def _table_commands(family: int, table: int, device: str) -> Sequence[str]:
-    mark = MARK_BASE | table
-    present = links.has_rules(family, [("iif", device, table), ("fwmark", str(mark), table)])
-    protocol = links.PROTOCOL
-    rules = (
-        f"rule add iif {device} lookup {table} pref {PREFERENCE_UPLINK} protocol {protocol}",
-        f"rule add fwmark {mark:#x} lookup {table} pref {PREFERENCE_GUEST} protocol {protocol}",
-    )
+    Guests' packets carry a mark from the first hook, so there is one rule for a table, not one for a guest.
+    """
     default = "0.0.0.0/0" if family == 4 else "::/0"
-    return [
+    return (
         f"link set dev {device} up",
-        *(rule for rule, there in zip(rules, present, strict=True) if not there),
-        f"route replace unreachable {default} metric {LAST_METRIC} table {table} proto {protocol}",
-    ]
-
-
-def ensure(table: int, device: str, settings: Network) -> None:
-    """For a NIC that comes up: make sure that the node still is as it must be (threat L07)."""
-    if not is_ready():
-        set_up(settings)
-    try:
-        prepare_uplink(table, device)
-    except CommandError:
-        # Most likely the tables were flushed by other software: load them, then again.
-        set_up(settings)
-        prepare_uplink(table, device)
+        f"rule add iif {device} lookup {table} pref {PREFERENCE_UPLINK} protocol {links.PROTOCOL}",
+        f"rule add fwmark {MARK_BASE | table:#x} lookup {table} pref {PREFERENCE_GUEST} protocol {links.PROTOCOL}",
+        f"route replace unreachable {default} metric {LAST_METRIC} table {table} proto {links.PROTOCOL}",
+    )

@@ -68,11 +68,16 @@ def number(value: int) -> str:
     return f"{value:#x}"
 
 
-def up(nic: Routed, generation: int, uplink: str | None) -> list[Command]:
+def uplink_elements(uplink: str) -> tuple[Element, ...]:
+    """What the firewall must know about an uplink. ARP requests of the node, which has no address in the guests'
+    networks, leave it as those of nobody (a probe, RFC 5227): any other address would be foreign there.
+    """
+    return Element("inet", "uplinks", (uplink,)), Element("arp", "arp_source", (uplink,), "0.0.0.0")
+
+
+def up(nic: Routed, generation: int, uplink: str) -> list[Command]:
     """The commands that open a silent NIC, for one transaction."""
-    wanted = list(elements(nic, generation))
-    if uplink:
-        wanted.append(Element("inet", "paths", (nic.tap, uplink)))
+    wanted = [*elements(nic, generation), Element("inet", "paths", (nic.tap, uplink)), *uplink_elements(uplink)]
     chain = {"family": "netdev", "table": TABLE, "name": nic.tap}
     hook = {"type": "filter", "hook": "ingress", "dev": nic.tap, "prio": PRIORITY, "policy": "drop"}
     rule = {"family": "netdev", "table": TABLE, "chain": nic.tap, "expr": [{"jump": {"target": "guest"}}]}
@@ -137,8 +142,7 @@ def decode(documents: Iterable[bytes]) -> Listing:
         for item in json.loads(document)["nftables"]:
             body = item.get("set") or item.get("map")
             if body:
-                for raw in body.get("elem", ()):
-                    found.append(_element(body["family"], body["name"], raw, drops))
+                found += [_element(body["family"], body["name"], raw, drops) for raw in body.get("elem", ())]
             if "chain" in item and is_guest(item["chain"]["name"]):
                 chains.append(item["chain"]["name"])
     return Listing(elements=tuple(found), drops=drops, chains=tuple(chains))

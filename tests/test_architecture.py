@@ -23,6 +23,7 @@ EXECUTABLES: Mapping[str, str] = {
     "ganeti-hook": "hooks",
     "ganeti-ifup": "network_scripts",
     "ganeti-ifdown": "network_scripts",
+    "snf-network": "network_scripts",
     "snf-ganeti": "ganeti_plugin",
     "snf-image": "snf_image",
     "archipelago": "extstorage",

@@ -52,7 +52,7 @@ class Nic(NamedTuple):
     """One NIC of one instance, as Ganeti hands it over."""
 
     interface: str  # INTERFACE: the tap on the node, for instance tap0
-    index: int  # INTERFACE_INDEX: the place among the instance's NICs
+    position: int  # INTERFACE_INDEX: the place among the instance's NICs
     uuid: str  # INTERFACE_UUID
     name: str | None  # INTERFACE_NAME
     instance: str  # INSTANCE
@@ -80,7 +80,7 @@ class Nic(NamedTuple):
             vlan = variables.matching("VLAN", r"[.:]?[0-9]{1,4}(:[0-9]{1,4}){0,64}", "a VLAN as Ganeti writes it")
         return cls(
             interface=interface_of(variables),
-            index=variables.integer("INTERFACE_INDEX"),
+            position=variables.integer("INTERFACE_INDEX"),
             uuid=variables.matching("INTERFACE_UUID", _UUID, "a UUID").lower(),
             name=name,
             instance=variables.matching("INSTANCE", _NAME, "the name of an instance"),

@@ -16,7 +16,7 @@ from ganeti_plugin.files import locked
 from ganeti_plugin.run import run
 from tests.bench import add, clone, durations, helper, nic
 from tests.bench.figures import Figure, save, table
-from tests.bench.place import CACHE, ROOT, TESTBED
+from tests.bench.place import CACHE, ROOT, SLOT, TESTBED
 
 BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
     "attach": clone.measure_attach,
@@ -52,12 +52,12 @@ def measure_all(names: list[str], rounds: int) -> tuple[list[Figure], list[str]]
     """Bring up a testbed unless one is up, and measure; what fails is told and does not stop the rest."""
     figures: list[Figure] = []
     failures: list[str] = []
-    status = json.loads(run([TESTBED, "status", "--json"]).stdout)
+    status = json.loads(run([TESTBED, "status", "--json"], env=SLOT).stdout)
     started = not status["up"] and names != ["durations"]
     try:
         if started:
             log.info("bringing up a node")
-            run([TESTBED, "up", "--nodes", "1", "--tools"], timeout=1500)
+            run([TESTBED, "up", "--nodes", "1", "--tools"], timeout=1500, env=SLOT)
         for name in names:
             log.info("measuring: %s", name)
             try:
@@ -66,7 +66,7 @@ def measure_all(names: list[str], rounds: int) -> tuple[list[Figure], list[str]]
                 failures.append(f"{name}: {error}")
     finally:
         if started:
-            run([TESTBED, "down"], timeout=300)
+            run([TESTBED, "down"], timeout=300, env=SLOT)
     return figures, failures
 
 

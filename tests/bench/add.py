@@ -10,7 +10,7 @@ import time
 from ganeti_plugin.errors import StateError
 from ganeti_plugin.run import run, spawn
 from tests.bench.figures import Figure
-from tests.bench.place import ROOT, TESTBED, in_node, median
+from tests.bench.place import ROOT, SLOT, TESTBED, in_node, median
 
 NAME = "bench1.test"
 IMAGE = "bench-debian"
@@ -43,7 +43,7 @@ def once() -> float:
     """Add the instance, remove it again; seconds until the line that says it is started."""
     reader, writer = os.pipe()
     started = time.monotonic()
-    process = spawn([TESTBED, "exec", "node1", *COMMAND], stdout=writer, stderr=subprocess.STDOUT)
+    process = spawn([TESTBED, "exec", "node1", *COMMAND], stdout=writer, stderr=subprocess.STDOUT, env=SLOT)
     os.close(writer)
     seconds = None
     said = []

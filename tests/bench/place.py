@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,9 @@ CACHE = Path("/var/cache/snf-ganeti")
 
 #: The same file, as a node sees the tree.
 TIMER = "/src/tests/bench/timer.py"
+
+#: Which of the testbeds that may stand side by side is meant; programs that run.py starts see nothing else of ours.
+SLOT = {name: os.environ[name] for name in ("SNF_TESTBED_SLOT",) if name in os.environ}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ def median(values: Sequence[float]) -> float:
 
 def in_node(*command: str, timeout: float = 900, stdin: bytes | None = None) -> str:
     """Run a program in the node; its stdout."""
-    done = run([TESTBED, "exec", "node1", *command], timeout=timeout, stdin=stdin)
+    done = run([TESTBED, "exec", "node1", *command], timeout=timeout, stdin=stdin, env=SLOT)
     return done.stdout.decode("utf-8", "replace").strip()
 
 
@@ -47,7 +51,7 @@ def timed(jobs: Sequence[Job], *, rounds: int, prefix: Sequence[str | Path] = ()
     place = list(prefix) or [TESTBED, "exec", "node1"]
     request = json.dumps({"rounds": rounds, "jobs": [asdict(job) for job in jobs]}).encode()
     limit = 600.0 * rounds * len(jobs)
-    done = run([*place, "/usr/bin/python3", timer], stdin=request, timeout=limit, allowed=(0, 1))
+    done = run([*place, "/usr/bin/python3", timer], stdin=request, timeout=limit, allowed=(0, 1), env=SLOT)
     if done.returncode:
         raise StateError(message=done.stderr.decode("utf-8", "replace").strip()[-2000:])
     seconds = json.loads(done.stdout)

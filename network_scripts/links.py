@@ -129,7 +129,8 @@ def failures_of(stderr: str) -> list[str]:
 def query(*arguments: str) -> list[dict[str, Any]]:
     """What ip(8) lists, empty where there is nothing."""
     done = run(["ip", "-j", *arguments], timeout=20, allowed=(0, 2))
-    parsed = json.loads(done.stdout or b"[]")
+    # For a routing table that does not exist yet, ip prints the bare beginning of a list (iproute2 6.1).
+    parsed = [] if done.returncode else json.loads(done.stdout or b"[]")
     return [item for item in parsed if item]
 
 

@@ -81,6 +81,8 @@ def _configure(upper: Path, node: Node, nodes: int) -> None:
     (upper / "usr/local/sbin").mkdir(parents=True, exist_ok=True)
     (etc / "hostname").write_text(f"{node.name}.testbed\n")
     (etc / "hosts").write_text(hosts_file(nodes))
+    (etc / "snf-ganeti/conf.d").mkdir(parents=True, exist_ok=True)
+    (etc / "snf-ganeti/conf.d/uplinks.toml").write_text('[network]\nuplinks = { "100" = "eth1" }\n')
     script = upper / "usr/local/sbin/testbed-network"
     script.write_text(NETWORK_SCRIPT.format(address=node.address))
     script.chmod(0o755)

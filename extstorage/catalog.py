@@ -202,6 +202,6 @@ def item(store: Store, name: str, what: str, *kinds: str) -> Item:
 
 
 def used(store: Store, name: str) -> int:
-    """The bytes in the layer that a volume writes now: what only it has, since its last snapshot."""
-    source = store.read_heads(name).current
-    return store.used(source) if source in store.layers() else 0
+    """The bytes in the layer that a volume writes now, since its last snapshot; of a snapshot, in all its layers."""
+    head = store.read_heads(name)
+    return sum(store.used(source) for source in (head.sources if head.read_only else (head.current,)))

@@ -26,12 +26,20 @@ Options = argparse.Namespace
 Action = Callable[[Options], None]
 
 
+#: What snf-archipelago-device@.service runs; not for people, so the help does not list it.
+_FOR_THE_UNIT = {"device-up": servers.set_up_loop, "device-down": servers.take_down_loop}
+
+
 class NotRootError(InputError):
     template = "archipelago must be run by root"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if len(given) == 2 and given[0] in _FOR_THE_UNIT:
+        _FOR_THE_UNIT[given[0]](apply.site(), check_name(given[1]))
+        return 0
+    options = _parser().parse_args(given)
     if os.geteuid() != 0:
         raise NotRootError
     action: Action = options.action
@@ -59,11 +67,6 @@ def _parser() -> argparse.ArgumentParser:
     volume.listing("list the volumes", lambda options: _list(options, "volume"))
     volume.one("info", "show a volume", lambda options: _show(options, "volume"))
     volume.one("remove", "remove a volume that no instance needs", lambda options: _remove(options, "volume"))
-    for name, action in (("device-up", _device_up), ("device-down", _device_down)):
-        # For snf-archipelago-device@.service; no help, so it is not listed.
-        unit = commands.add_parser(name)
-        unit.add_argument("name")
-        unit.set_defaults(action=action)
     return parser
 
 
@@ -229,10 +232,3 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
         cells = [cell.upper() for cell in row] if number == 0 else row
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
 
-
-def _device_up(options: Options) -> None:
-    servers.set_up_loop(apply.site(), check_name(options.name))
-
-
-def _device_down(options: Options) -> None:
-    servers.take_down_loop(apply.site(), check_name(options.name))

@@ -200,8 +200,8 @@ def _readable(source: int, kind: containers.Format) -> Iterator[str]:
 
 _CONFINED = (
     *("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child"),
-    *("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--no-new-privs"),
-    *("--bounding-set=-all", "--inh-caps=-all"),
+    *("setpriv", "--pdeathsig", "KILL", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"),
+    *("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
     *("prlimit", f"--as={_ADDRESS_SPACE}", f"--cpu={_CPU_SECONDS}", "--core=0", "--fsize=0"),
 )
 

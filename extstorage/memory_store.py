@@ -222,4 +222,4 @@ class MemoryStore:
         return self._layers[source].free_blocks(keep)
 
     def used(self, source: Source) -> int:
-        return self._layers[source].used()
+        return self._layers[source].used() if source in self._layers else 0

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""One writer: who is refused, who waits, and what is seen after the lock has moved. In the order of Ganeti's calls."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from extstorage import catalog
+from extstorage.errors import (
+    AlreadyThereError,
+    FencedError,
+    HeldError,
+    NotAnOriginError,
+    NotOpenError,
+    ReadOnlyError,
+    SmallerThanOriginError,
+    UnknownOriginError,
+)
+from extstorage.files_store import FilesStore, create_store, open_store
+from extstorage.memory_store import MemoryStore
+from extstorage.names import BLOCK, PAGE
+from extstorage.session import Mode, Session
+from extstorage.store import Info, Store
+from ganeti_plugin.errors import StateError
+
+A = memoryview(b"a" * PAGE)
+B = memoryview(b"b" * PAGE)
+
+
+@pytest.fixture(params=["files", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    found: Store = create_store(tmp_path / "store") if request.param == "files" else MemoryStore()
+    catalog.create_volume(found, "vol", 3 * BLOCK)
+    return found
+
+
+def read(session: Session, offset: int = 0, length: int = PAGE) -> bytes:
+    buffer = bytearray(length)
+    session.readinto(memoryview(buffer), offset)
+    return bytes(buffer)
+
+
+def test_the_second_writer_is_refused_and_told_who_writes(store: Store) -> None:
+    first, second = Session(store, "vol"), Session(store, "vol")
+    first.open(True)
+    with pytest.raises(HeldError, match="node "):
+        second.open(True)
+    with pytest.raises(HeldError):
+        second.write(A, 0)
+    first.write(A, 0)
+    first.close()
+    second.open(True)
+    assert read(second) == bytes(A)
+
+
+def test_the_first_write_takes_the_lock(store: Store) -> None:
+    first = Session(store, "vol")
+    first.write(A, 0)
+    assert first.mode is Mode.EXCLUSIVE
+    with pytest.raises(HeldError):
+        Session(store, "vol").write(B, 0)
+
+
+def test_after_close_nothing_is_written(store: Store) -> None:
+    session = Session(store, "vol")
+    session.open(True)
+    session.close()
+    session.close()
+    with pytest.raises(NotOpenError):
+        session.write(A, 0)
+    session.open(True)
+    session.write(A, 0)
+
+
+def test_close_where_it_was_never_open_disturbs_nobody(store: Store) -> None:
+    source, target = Session(store, "vol"), Session(store, "vol")
+    source.open(True)
+    target.close()
+    source.write(A, 0)
+    source.flush()
+    assert read(target) == bytes(A)
+
+
+def test_live_migration_moves_the_lock_with_the_first_write(store: Store) -> None:
+    source, target = Session(store, "vol"), Session(store, "vol")
+    source.open(True)
+    source.write(A, 0)
+    target.close()
+    source.open(False)
+    target.open(False)
+    source.write(A, PAGE)
+    ended = threading.Event()
+
+    def serve() -> None:
+        deadline = time.monotonic() + 20
+        while not ended.is_set() and time.monotonic() < deadline:
+            source.poll()
+            time.sleep(0.005)
+
+    helper = threading.Thread(target=serve)
+    helper.start()
+    target.write(B, BLOCK)
+    ended.set()
+    helper.join()
+    assert read(target) + read(target, PAGE) == bytes(A) * 2
+    source.close()
+    target.open(True)
+    assert read(target, BLOCK) == bytes(B)
+    with pytest.raises(HeldError):
+        source.open(True)
+
+
+def test_a_failed_migration_gives_the_volume_back(store: Store) -> None:
+    source, target = Session(store, "vol"), Session(store, "vol")
+    source.open(True)
+    source.open(False)
+    target.open(False)
+    target.close()
+    source.open(True)
+    source.write(A, 0)
+    assert source.holds_lock
+
+
+def test_a_server_that_was_taken_over_stops(store: Store) -> None:
+    old = Session(store, "vol")
+    old.open(True)
+    old.write(A, 0)
+    if isinstance(store, MemoryStore):
+        store.drop_locks()
+    else:
+        lock = old._lock
+        assert lock is not None
+        # The lock is lost but the process lives on, as after a partition.
+        (Path(store.title) / "maps" / "vol" / "lock").rename(Path(store.title) / "maps" / "vol" / "old")
+    new = Session(store, "vol")
+    new.open(True)
+    if isinstance(store, MemoryStore):
+        with pytest.raises(FencedError):
+            old.flush()
+        with pytest.raises(FencedError):
+            old.write(A, 0)
+
+
+def test_a_restarted_server_goes_on_in_its_mode(store: Store, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    session = Session(store, "vol", run)
+    session.open(True)
+    session.shutdown()
+    again = Session(store, "vol", run)
+    again.resume()
+    assert again.mode is Mode.EXCLUSIVE
+    assert again.holds_lock
+
+
+def test_marks_do_not_outlive_another_holder(store: Store, tmp_path: Path) -> None:
+    """A server dies with unflushed marks, another node takes over and snapshots: the old marks must not come back."""
+    run = tmp_path / "run"
+    run.mkdir()
+    dead = Session(store, "vol", run)
+    dead.open(True)
+    dead.write(A, 0)
+    assert dead._lock is not None
+    dead._lock.release()
+    elsewhere = Session(store, "vol")
+    elsewhere.open(True)
+    assert read(elsewhere) == bytes(PAGE)
+    elsewhere.shutdown()
+    back = Session(store, "vol", run)
+    back.open(True)
+    assert read(back) == bytes(PAGE)
+
+
+def test_a_snapshot_is_read_only_and_can_not_be_removed_while_attached(store: Store) -> None:
+    session = Session(store, "vol")
+    session.open(True)
+    session.write(A, 0)
+    session.snapshot("snap", Info(created=0.0))
+    with pytest.raises(AlreadyThereError):
+        session.snapshot("snap", Info(created=0.0))
+    reader = Session(store, "snap")
+    reader.open(True)
+    with pytest.raises(ReadOnlyError):
+        reader.write(A, 0)
+    with pytest.raises(HeldError):
+        catalog.remove(store, "snap")
+    reader.shutdown()
+    catalog.remove(store, "snap")
+    assert read(session) == bytes(A)
+
+
+def test_origins_are_judged(store: Store) -> None:
+    with pytest.raises(UnknownOriginError):
+        catalog.create_volume(store, "clone", BLOCK, origin="nothing")
+    with pytest.raises(NotAnOriginError):
+        catalog.create_volume(store, "clone", 3 * BLOCK, origin="vol")
+    Session(store, "vol").snapshot("snap", Info(created=0.0))
+    with pytest.raises(SmallerThanOriginError, match="12 MiB"):
+        catalog.create_volume(store, "clone", BLOCK, origin="snap")
+    assert store.names() == ["snap", "vol"]
+
+
+def test_create_may_be_repeated_but_not_changed(store: Store) -> None:
+    catalog.create_volume(store, "vol", 3 * BLOCK)
+    with pytest.raises(AlreadyThereError):
+        catalog.create_volume(store, "vol", 4 * BLOCK)
+
+
+def test_a_detached_volume_is_found_by_its_disk_name(store: Store) -> None:
+    catalog.create_volume(store, "old", BLOCK, cname="snf-vol-7")
+    session = Session(store, "old")
+    session.write(A, 0)
+    session.shutdown()
+    assert catalog.adopt(store, "new", BLOCK, "snf-vol-7")
+    assert catalog.adopt(store, "new", BLOCK, "snf-vol-7")
+    assert read(Session(store, "new")) == bytes(A)
+    assert not catalog.adopt(store, "other", BLOCK, "snf-vol-8")
+    with pytest.raises(AlreadyThereError):
+        catalog.adopt(store, "new", 2 * BLOCK, "snf-vol-7")
+
+
+def test_a_clone_of_100_gib_costs_a_map(store: Store) -> None:
+    catalog.create_volume(store, "big", 100 << 30)
+    Session(store, "big").snapshot("image", Info(created=0.0, image=True))
+    began = time.monotonic()
+    catalog.create_volume(store, "clone", 100 << 30, origin="image")
+    assert time.monotonic() - began < 0.3
+
+
+def test_a_broken_map_is_listed_and_can_be_removed(tmp_path: Path) -> None:
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    catalog.create_volume(store, "sound", BLOCK)
+    session = Session(store, "sound")
+    session.write(A, 0)
+    session.shutdown()
+    (tmp_path / "store/maps/vol/map").write_bytes(b"nonsense" * 20)
+    assert [item.kind for item in catalog.items(store)] == ["volume", "broken"]
+    catalog.remove(store, "sound")
+    assert len(list(store.layers())) == 1, "with a broken map, nothing is garbage"
+    catalog.remove(store, "vol")
+    assert list(store.layers()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"kind": "snf-archipelago", "version": 99}', "[1]"])
+def test_a_foreign_directory_is_no_store(tmp_path: Path, content: str) -> None:
+    with pytest.raises(StateError):
+        open_store(tmp_path)
+    (tmp_path / "store.json").write_text(content)
+    with pytest.raises(StateError):
+        create_store(tmp_path)
+    (tmp_path / "store.json").unlink()
+    (tmp_path / "precious").touch()
+    with pytest.raises(StateError, match="precious"):
+        create_store(tmp_path)
+    assert isinstance(create_store(tmp_path / "new"), FilesStore)

@@ -173,7 +173,7 @@ def set_up_loop(site: Site, name: str) -> None:
     disk = directory / "disk"
     if not _wait(lambda: os.path.ismount(disk), START_TIMEOUT):
         raise NoDeviceError(name=name, reason="nbdfuse does not answer")
-    for number in range(1, _MOST_LOOPS):
+    for number in _loop_numbers():
         if os.path.exists(f"/sys/block/loop{number}/loop/backing_file") or not _loop_node(number):
             continue
         try:
@@ -185,6 +185,12 @@ def set_up_loop(site: Site, name: str) -> None:
     raise NoDeviceError(name=name, reason="all loop devices are in use")
 
 
+def _loop_numbers() -> list[int]:
+    """The loop devices that /dev shows (a container may have a few only), then others that the kernel may make."""
+    shown = sorted(int(name[4:]) for name in os.listdir("/dev") if name.startswith("loop") and name[4:].isdigit())
+    return [number for number in (*shown, *(n for n in range(1, _MOST_LOOPS) if n not in shown)) if number]
+
+
 def _loop_node(number: int) -> bool:
     """Whether /dev/loopN is there, after asking the kernel to make it. Never 0: Ganeti takes minor 0 for none."""
     path = f"/dev/loop{number}"
@@ -193,7 +199,7 @@ def _loop_node(number: int) -> bool:
     with contextlib.suppress(OSError), open("/dev/loop-control", "rb") as loops:
         fcntl.ioctl(loops, _LOOP_CTL_ADD, number)
     with contextlib.suppress(OSError):
-        if not _wait(lambda: os.path.exists(path), 0.2):
+        if os.path.exists(f"/sys/block/loop{number}") and not _wait(lambda: os.path.exists(path), 0.1):
             os.mknod(path, 0o60660, os.makedev(_LOOP_MAJOR, number))
     return os.path.exists(path)
 

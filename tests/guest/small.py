@@ -8,6 +8,7 @@ to whoever connects to one of its TCP ports. Made from the files of the Debian g
 from __future__ import annotations
 
 import gzip
+import lzma
 import os
 import shutil
 import uuid
@@ -192,7 +193,10 @@ def initrd(tree: Path, kernel: str) -> bytes:
     ]
     entries.append(("bin/busybox", 0o100755, (tree / "bin/busybox").read_bytes()))
     for number, path in enumerate(modules(tree, kernel)):
-        entries.append((f"modules/{number:02}-{path.name}", 0o100644, path.read_bytes()))
+        data = path.read_bytes()
+        if path.suffix == ".xz":  # Debian 13; busybox' insmod wants it plain
+            data = lzma.decompress(data)
+        entries.append((f"modules/{number:02}-{path.name.removesuffix('.xz')}", 0o100644, data))
     entries.append(("init", 0o100755, INIT_INITRD.encode()))
     return b"".join(cpio(entries))
 

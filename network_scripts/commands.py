@@ -13,6 +13,7 @@ USAGE = """usage: snf-network COMMAND
 
   setup     load the base ruleset and prepare the uplinks (at boot; may be repeated)
   reap      remove the state of guest interfaces that are gone
+  teardown  take everything back that setup did (when the package is removed; not while guests are here)
   status    show guests, and the frames dropped for them by reason
 """
 
@@ -55,10 +56,15 @@ def node_command() -> int:
     if arguments in ([], ["-h"], ["--help"]):
         sys.stdout.write(USAGE)
         return 0
-    if len(arguments) != 1 or arguments[0] not in ("setup", "reap", "status"):
+    if len(arguments) != 1 or arguments[0] not in ("setup", "reap", "status", "teardown"):
         raise UsageError(command=" ".join(arguments)[:80])
     if arguments == ["status"]:
         return _status()
+    if arguments == ["teardown"]:
+        from network_scripts import teardown
+
+        teardown.tear_down()
+        return 0
     if arguments == ["setup"]:
         from network_scripts import node
 

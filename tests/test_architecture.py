@@ -44,8 +44,6 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
 
 #: Modules that are neither Python's nor ours, and the one file that may import each.
 THIRD_PARTY: Mapping[str, str] = {
-    "pyroute2": "network_scripts/links.py",
-    "nftables": "network_scripts/apply.py",
     "nbdkit": "extstorage/nbdkit_plugin.py",
 }
 

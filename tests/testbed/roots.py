@@ -26,7 +26,7 @@ BASE = (
 #: For the tests that run inside of nodes.
 TOOLS = (
     *("python3-pytest", "python3-pytest-timeout", "python3-hypothesis", "python3-libnbd", "python3-scapy"),
-    *("qemu-utils", "qemu-system-x86", "tcpdump", "fio", "socat", "e2fsprogs", "fdisk", "strace"),
+    *("qemu-utils", "qemu-system-x86", "busybox-static", "tcpdump", "fio", "socat", "e2fsprogs", "fdisk", "strace"),
 )
 
 REPOSITORY = TREE / "build/repo"

@@ -6,7 +6,7 @@ from __future__ import annotations
 from tests.bench.figures import Figure
 from tests.bench.place import Job, in_node, timed
 
-TAP = "tapbench0"
+TAP = "tap990"
 OURS = "/usr/share/snf-ganeti/ganeti-ifup"
 
 #: What Ganeti's own kvm-ifup does for a routed NIC (lib/net-common.in, setup_route), without our script.

@@ -128,6 +128,12 @@ class Image(Section):
         maximum=86400,
         help="Time that the helper VM has for all its tasks; then it is ended and the creation of the instance fails.",
     )
+    helper_parallel: int = setting(
+        4,
+        minimum=1,
+        maximum=1024,
+        help="How many helper VMs may run at once on a node; further creations wait for their turn.",
+    )
     accel: Accel = setting(
         Accel.AUTO,
         help="How the helper VM runs: kvm, tcg (emulation), or auto: kvm where it is proved to work, tcg elsewhere.",

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Who may run now: one run for one disk (threat V08), and a bounded number of helper VMs for one node (V13).
+
+Both are flock(2) on files under /run, so they end with their process, however it ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ganeti_plugin.errors import StateError
+from ganeti_plugin.files import LockedError, locked
+from snf_image.targets import Target
+
+DIRECTORY = Path("/run/snf-image")
+
+#: Where Ganeti keeps the process ids of running KVM instances (lib/hypervisor/hv_kvm).
+KVM_PIDS = Path("/run/ganeti/kvm-hypervisor/pid")
+
+
+class BusyDiskError(StateError):
+    template = "disk {index} is in use by another run of snf-image"
+    hint = "wait for it to end, then try again"
+
+
+class RunningInstanceError(StateError):
+    template = "instance {name} is running on this node, and its disks may not be touched"
+    hint = "stop it first: gnt-instance shutdown {name}"
+
+
+class QueueError(StateError):
+    template = "{count} helper VMs are running and none ended within {seconds:g} seconds"
+    hint = "try again later, or raise helper_parallel in [image]"
+
+
+def directory() -> Path:
+    DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return DIRECTORY
+
+
+@contextmanager
+def disks(targets: Sequence[Target]) -> Iterator[None]:
+    """Hold the disks of one run, or refuse at once."""
+    with ExitStack() as stack:
+        for target in sorted(targets, key=lambda each: each.identity):
+            try:
+                stack.enter_context(locked(directory() / f"disk-{target.identity}.lock", timeout=0))
+            except LockedError:
+                raise BusyDiskError(index=target.place.index) from None
+        yield
+
+
+@contextmanager
+def turn(count: int, seconds: float) -> Iterator[None]:
+    """Wait for one of `count` places for a helper VM, at most `seconds`."""
+    deadline = time.monotonic() + seconds
+    with ExitStack() as stack:
+        while not _take(stack, count):
+            if time.monotonic() >= deadline:
+                raise QueueError(count=count, seconds=seconds)
+            time.sleep(0.1)
+        yield
+
+
+def _take(stack: ExitStack, count: int) -> bool:
+    for number in range(count):
+        try:
+            stack.enter_context(locked(directory() / f"place-{number}.lock", timeout=0))
+        except LockedError:
+            continue
+        return True
+    return False
+
+
+def refuse_running(name: str, pids: Path | None = None) -> None:
+    """Raise RunningInstanceError when Ganeti's KVM instance of that name lives on this node."""
+    try:
+        pid = int(((pids or KVM_PIDS) / name).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return
+    if Path(f"/proc/{pid}").exists():
+        raise RunningInstanceError(name=name)

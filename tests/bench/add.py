@@ -19,7 +19,8 @@ DEADLINE = 300.0
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ4Ub0VYFNZ0d3Y1iC8h3jVZV1qTq1m3y1Yt4E4Zk9aB bench"
 
 COMMAND = (
-    *("gnt-instance", "add", "-t", "ext", "--disk", f"0:size=2G,provider=archipelago,origin={IMAGE}"),
+    *("gnt-instance", "add", "-n", "node1.testbed", "-t", "ext"),
+    *("--disk", f"0:size=2G,provider=archipelago,origin={IMAGE}"),
     *("-o", "snf-image+default", "-O", f"img_id=null,img_format=diskdump,auth_keys={KEY}"),
     *("--os-parameters-private", "img_passwd=bench"),
     *("--net", "0:ip=pool,network=public", "--tags", "synnefo:network:0:limited"),

@@ -85,7 +85,8 @@ def test_one_sentence_and_nothing_left(node1: str, case: Case) -> None:
         done(*case.prepare)
     before = Traces.look(node1)
     outcome = tried(
-        *("gnt-instance", "add", "-t", "ext", "--disk", f"0:{case.disk}", "-o", "snf-image+default"),
+        *("gnt-instance", "add", "-n", "node1.testbed", "-t", "ext"),
+        *("--disk", f"0:{case.disk}", "-o", "snf-image+default"),
         *("-O", case.parameters, "--net", "0:ip=pool,network=public"),
         *("-B", "minmem=128M,maxmem=128M,vcpus=1", "--no-name-check", "--no-ip-check", NAME),
     )
@@ -102,7 +103,8 @@ def test_the_instance_was_never_made(node1: str) -> None:
     """What `verify` and `create` of the provider refuse must be refused before Ganeti has an instance."""
     done_before = done("gnt-instance", "list", "--no-headers", "-o", "name")
     outcome = tried(
-        *("gnt-instance", "add", "-t", "ext", "--disk", f"0:{CASES[2].disk}", "-o", "snf-image+default"),
+        *("gnt-instance", "add", "-n", "node1.testbed", "-t", "ext"),
+        *("--disk", f"0:{CASES[2].disk}", "-o", "snf-image+default"),
         *("-O", CASES[2].parameters, "--no-name-check", "--no-ip-check", NAME),
     )
     assert outcome.status != 0

@@ -26,7 +26,8 @@ def traces(node1: str) -> Traces:
 def address(traces: Traces) -> Iterator[str]:
     """The instance's IPv4 address; it exists for all tests of this module but the last."""
     done(
-        *("gnt-instance", "add", "-t", "ext", "--disk", f"0:size=1G,provider=archipelago,origin={IMAGE}"),
+        *("gnt-instance", "add", "-n", "node1.testbed", "-t", "ext"),
+        *("--disk", f"0:size=1G,provider=archipelago,origin={IMAGE}"),
         *("-o", "snf-image+default", "-O", "img_id=null,img_format=diskdump", "--net", "0:ip=pool,network=public"),
         *("-B", "minmem=128M,maxmem=128M,vcpus=1", "--no-name-check", "--no-ip-check"),
         *("--tags", "synnefo:network:0:unprotected", NAME),

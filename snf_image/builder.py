@@ -13,19 +13,24 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ganeti_plugin import files
+from ganeti_plugin import files, log
 from ganeti_plugin.errors import CommandError, IntegrityError, StateError
 from ganeti_plugin.run import run
-from snf_image import cpio, kernel
+from snf_image import cpio, kernel, warm
 from snf_image.cpio import Entry
 
 MANIFEST = "manifest.json"
 MANIFEST_VERSION = 1
 KERNEL = "kernel"
 INITRD = "initrd"
+STATE = "state"
 LOCK = ".lock"
+
+#: Seconds that a build or a run waits for a build.
+LOCK_TIMEOUT = 180.0
 
 PYTHON = Path("/usr/bin/python3")
 
@@ -99,6 +104,13 @@ class BuiltFile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SavedState(BuiltFile):
+    """The state of a VM that is up (warm.py), and the key of the only machine that may restore it."""
+
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What was built, from what, and how it is started: `arguments` is the kernel's command line."""
 
@@ -107,6 +119,7 @@ class Manifest:
     kernel_release: str
     python_version: str
     arguments: str
+    state: SavedState | None = None
     version: int = MANIFEST_VERSION
 
     def encoded(self) -> bytes:
@@ -240,8 +253,12 @@ def _described(data: bytes) -> BuiltFile:
     return BuiltFile(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def build(directory: Path) -> Manifest:
-    """Build the helper into `directory`; a VM that is being started sees the old files or the new ones, never both."""
+def build(directory: Path, machine: Callable[[str], Sequence[str]] | None = None) -> Manifest:
+    """Build the helper into `directory`; a VM that is being started sees the old files or the new ones, never both.
+
+    With `machine`, the state of a VM that is up is saved, too. It gives the words of the machine's command, without
+    disks, for the kernel's arguments; kernel and initrd are those in `directory`. Where that fails, there is no state.
+    """
     tree = Path(__file__).resolve().parent.parent
     chosen = kernel.best()
     image = kernel.bare_image(chosen.image.read_bytes())
@@ -257,11 +274,30 @@ def build(directory: Path) -> Manifest:
         arguments=KERNEL_ARGUMENTS,
     )
     directory.mkdir(parents=True, exist_ok=True)
-    with files.locked(directory / LOCK, mode=0o644):
+    with files.locked(directory / LOCK, mode=0o644, timeout=LOCK_TIMEOUT):
+        files.remove(directory / MANIFEST)
+        files.remove(directory / STATE)
         files.write_atomically(directory / KERNEL, image)
         files.write_atomically(directory / INITRD, archive)
+        if machine is not None:
+            manifest = dataclasses.replace(manifest, state=_saved(directory, machine(manifest.arguments)))
         files.write_atomically(directory / MANIFEST, manifest.encoded())
     return manifest
+
+
+def _saved(directory: Path, command: Sequence[str]) -> SavedState | None:
+    """Save the state of the machine of `command`; None, and a warning, when QEMU cannot."""
+    path = directory / STATE
+    try:
+        warm.save(command, path)
+        path.chmod(0o600)
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return SavedState(size=path.stat().st_size, sha256=digest, key=warm.key(command))
+    except (StateError, OSError) as error:
+        files.remove(path)
+        log.warning("the helper VM will boot for each run, which takes longer: %s", error)
+        return None
 
 
 def load(directory: Path) -> Manifest:
@@ -273,11 +309,19 @@ def load(directory: Path) -> Manifest:
             raise HelperDamagedError(path=path, detail="it is of another release")
         built = {name: BuiltFile(size=int(value[name]["size"]), sha256=str(value[name]["sha256"])) for name in _FILES}
         texts = {name: str(value[name]) for name in ("kernel_release", "python_version", "arguments")}
+        state = SavedState(**value["state"]) if value["state"] else None
     except FileNotFoundError:
         raise HelperMissingError(path=path) from None
     except (ValueError, KeyError, TypeError):
         raise HelperDamagedError(path=path, detail="it is not a manifest") from None
-    return Manifest(**built, **texts)  # type: ignore[arg-type] # two homogeneous groups of keyword arguments
+    return Manifest(
+        kernel=built[KERNEL],
+        initrd=built[INITRD],
+        kernel_release=texts["kernel_release"],
+        python_version=texts["python_version"],
+        arguments=texts["arguments"],
+        state=state,
+    )
 
 
 _FILES = (KERNEL, INITRD)
@@ -287,27 +331,52 @@ def verify(directory: Path) -> Manifest:
     """Check owner, mode and digest of every file; returns the manifest. Waits while a build replaces them."""
     if not directory.is_dir():
         raise HelperMissingError(path=directory)
-    with files.locked(directory / LOCK, shared=True, mode=0o644):
+    with files.locked(directory / LOCK, shared=True, mode=0o644, timeout=LOCK_TIMEOUT):
         manifest = load(directory)
         for name, expected in ((KERNEL, manifest.kernel), (INITRD, manifest.initrd)):
             _verify_file(directory / name, expected)
     return manifest
 
 
+def open_state(directory: Path, manifest: Manifest, command: Sequence[str]) -> int | None:
+    """A descriptor of the saved state, verified, at its start; None when there is none for the machine of `command`.
+
+    The caller closes it. Digest and restoring use the same open file.
+    """
+    if manifest.state is None or manifest.state.key != warm.key(command):
+        return None
+    return _open_verified(directory / STATE, manifest.state)
+
+
 def _verify_file(path: Path, expected: BuiltFile) -> None:
+    os.close(_open_verified(path, expected))
+
+
+def _open_verified(path: Path, expected: BuiltFile) -> int:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         raise HelperMissingError(path=path) from None
     except OSError as error:
         raise HelperDamagedError(path=path, detail=error.strerror) from None
-    with open(descriptor, "rb") as stream:
-        status = os.fstat(descriptor)
-        if status.st_uid != os.geteuid() and status.st_uid != 0:
-            raise HelperDamagedError(path=path, detail=f"it belongs to user {status.st_uid}")
-        if status.st_mode & 0o022:
-            raise HelperDamagedError(path=path, detail="others may write to it")
-        if status.st_size != expected.size:
-            raise HelperDamagedError(path=path, detail=f"it has {status.st_size} bytes instead of {expected.size}")
-        if hashlib.file_digest(stream, "sha256").hexdigest() != expected.sha256:
-            raise HelperDamagedError(path=path, detail="its digest differs")
+    try:
+        _check_file(path, descriptor, expected)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_file(path: Path, descriptor: int, expected: BuiltFile) -> None:
+    status = os.fstat(descriptor)
+    if status.st_uid != os.geteuid() and status.st_uid != 0:
+        raise HelperDamagedError(path=path, detail=f"it belongs to user {status.st_uid}")
+    if status.st_mode & 0o022:
+        raise HelperDamagedError(path=path, detail="others may write to it")
+    if status.st_size != expected.size:
+        raise HelperDamagedError(path=path, detail=f"it has {status.st_size} bytes instead of {expected.size}")
+    with open(descriptor, "rb", buffering=0, closefd=False) as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != expected.sha256:
+        raise HelperDamagedError(path=path, detail="its digest differs")
+    os.lseek(descriptor, 0, os.SEEK_SET)

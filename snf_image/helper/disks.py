@@ -18,6 +18,9 @@ from snf_image.protocol import Disk
 
 SYS_BLOCK = "/sys/block"
 
+#: Writing here makes the kernel look for devices that came without a word: those of a restored machine.
+PCI_RESCAN = "/sys/bus/pci/rescan"
+
 #: Seconds until every disk of the request must be there.
 WAIT = 20.0
 
@@ -71,6 +74,8 @@ def by_serial(root: str = SYS_BLOCK) -> dict[str, str]:
 
 def wait_for(disks: Sequence[Disk], deadline: float) -> tuple[DiskDevice, ...]:
     """The devices of the request's disks, in their order. `deadline` is on the monotonic clock."""
+    if {disk.serial for disk in disks} - by_serial().keys():
+        rescan()
     while True:
         there = by_serial()
         missing = [disk.serial for disk in disks if disk.serial not in there]
@@ -79,6 +84,11 @@ def wait_for(disks: Sequence[Disk], deadline: float) -> tuple[DiskDevice, ...]:
         if time.monotonic() >= deadline:
             raise TaskError(f"the disk with serial number {', '.join(missing)} did not appear")
         time.sleep(0.01)
+
+
+def rescan() -> None:
+    with open(PCI_RESCAN, "w", encoding="ascii") as stream:
+        stream.write("1")
 
 
 def _device(disk: Disk, name: str) -> DiskDevice:

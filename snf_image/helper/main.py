@@ -96,6 +96,8 @@ def main() -> None:
     try:
         prepare_system()
         channel = Channel.open()
+        # A state may be saved now: while no host is connected, the hello waits (snf_image/warm.py).
+        log("ready")
         channel.send(Hello())
         try:
             request = channel.receive()

@@ -14,17 +14,17 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from snf_image import builder, cpio, protocol
+from snf_image import builder, cpio, protocol, warm
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 CPU = os.environ.get("HELPER_CPU", builder.EMULATED_CPU)
@@ -126,13 +126,13 @@ class Run:
         return [reply.message for reply in self.replies if isinstance(reply, protocol.TaskWarning)]
 
 
-def command(directory: Path, manifest: builder.Manifest, channel: Path, arguments: str = "") -> list[str]:
-    """The machine, without disks."""
+def machine(directory: Path, arguments: str) -> list[str]:
+    """The machine, without disks; as the host side's, %fd0% is the channel and %fd1% the console."""
     return [
         QEMU, "-accel", "tcg", "-cpu", CPU, "-machine", "pc", "-m", "512", "-nodefaults", "-no-user-config",
         "-display", "none", "-no-reboot", "-kernel", str(directory / "kernel"), "-initrd", str(directory / "initrd"),
-        "-append", f"{manifest.arguments} {arguments}".strip(), "-serial", "stdio",
-        "-device", "virtio-serial-pci,max_ports=2", "-chardev", f"socket,id=channel,path={channel},server=off",
+        "-append", arguments, "-chardev", "socket,id=console,fd=%fd1%", "-serial", "chardev:console",
+        "-device", "virtio-serial-pci,max_ports=2", "-chardev", "socket,id=channel,fd=%fd0%",
         "-device", f"virtserialport,chardev=channel,name={protocol.PORT}",
     ]  # fmt: skip
 
@@ -145,48 +145,57 @@ def disk_arguments(disks: list[Path]) -> list[str]:
     return result
 
 
-@contextlib.contextmanager
-def listening(folder: Path) -> Iterator[tuple[Path, socket.socket]]:
-    path = folder / "channel"
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-        server.listen(1)
-        server.settimeout(DEADLINE)
-        yield path, server
-
-
-def customize(directory: Path, wanted: protocol.Request, disks: list[Path], arguments: str = "") -> Run:
-    """Boot the helper with these disks, send the request after its hello, collect what it says."""
+def customize(directory: Path, wanted: protocol.Request, disks: list[Path], *, is_warm: bool = False) -> Run:
+    """Start the helper with these disks, send the request after its hello, collect what it says."""
     manifest = builder.verify(directory)
-    with tempfile.TemporaryDirectory() as name, listening(Path(name)) as (path, server):
-        console = Path(name) / "console"
+    words = machine(directory, manifest.arguments)
+    with contextlib.ExitStack() as stack:
+        pairs = [socket.socketpair() for _ in range(2)]
+        for end in [*pairs[0], *pairs[1]]:
+            stack.enter_context(end)
+        (channel, channel_inside), (console, console_inside) = pairs
+        fds = [channel_inside.fileno(), console_inside.fileno()]
         started = time.monotonic()
-        with console.open("wb") as output:
-            line = command(directory, manifest, path, arguments) + disk_arguments(disks)
-            qemu = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        if is_warm:
+            state = builder.open_state(directory, manifest, words)
+            assert state is not None
+            stack.callback(os.close, state)
+            fds.append(state)
+            words = warm.with_state(words, str(state))
+        line = [word.replace("%fd0%", str(fds[0])).replace("%fd1%", str(fds[1])) for word in words]
+        qemu = subprocess.Popen([*line, *disk_arguments(disks)], stdin=subprocess.DEVNULL, pass_fds=fds)
+        channel_inside.close()
+        console_inside.close()
         try:
-            replies, times = _talk(server, wanted, started)
-            code = qemu.wait(DEADLINE)
+            run = _talk(channel, console, wanted, started)
+            run.code = qemu.wait(DEADLINE)
         finally:
             qemu.kill()
             qemu.wait()
-        return Run(replies, times, time.monotonic() - started, console.read_text("utf-8", "replace"), code)
+        run.seconds = time.monotonic() - started
+        return run
 
 
-def _talk(server: socket.socket, wanted: protocol.Request, started: float) -> tuple[list[protocol.Reply], list[float]]:
-    replies: list[protocol.Reply] = []
-    times: list[float] = []
-    connection, _ = server.accept()
-    with connection:
-        connection.settimeout(DEADLINE)
-        frames = protocol.Frames()
-        while data := connection.recv(65536):
-            for frame in frames.feed(data):
-                replies.append(protocol.decode_reply(frame))
-                times.append(time.monotonic() - started)
-                if isinstance(replies[-1], protocol.Hello):
-                    connection.sendall(protocol.encode(wanted))
-    return replies, times
+def _talk(channel: socket.socket, console: socket.socket, wanted: protocol.Request, started: float) -> Run:
+    run = Run([], [], 0.0, "", -1)
+    frames = protocol.Frames()
+    open_ends = [channel, console]
+    while open_ends:
+        ready, _, _ = select.select(open_ends, [], [], DEADLINE)
+        assert ready, f"the helper says nothing any more: {run.console[-3000:]}"
+        for end in ready:
+            data = end.recv(65536)
+            if not data:
+                open_ends.remove(end)
+            elif end is console:
+                run.console += data.decode("utf-8", "replace")
+            else:
+                for frame in frames.feed(data):
+                    run.replies.append(protocol.decode_reply(frame))
+                    run.times.append(time.monotonic() - started)
+                    if isinstance(run.replies[-1], protocol.Hello):
+                        channel.sendall(protocol.encode(wanted))
+    return run
 
 
 def debugfs(image: Path, line: str) -> str:
@@ -243,16 +252,17 @@ def main() -> None:
     parser.add_argument("--baseline", action="store_true")
     parser.add_argument("--console", action="store_true")
     parser.add_argument("--label", choices=("dos", "gpt"), default="dos")
-    parser.add_argument("--append", default="")
+    parser.add_argument("--warm", action="store_true", help="restore a saved state instead of booting")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        builder.build(folder / "helper")
+        directory = folder / "helper"
+        builder.build(directory, (lambda arguments: machine(directory, arguments)) if options.warm else None)
         tree = make_tree(folder / "tree")
         seconds = []
         for number in range(options.runs):
             image = make_disk(folder / "disk", tree, label=options.label)
-            run = customize(folder / "helper", request(), [image], options.append)
+            run = customize(directory, request(), [image], is_warm=options.warm)
             seconds.append(run.seconds)
             if options.console:
                 print(run.console)

@@ -26,6 +26,14 @@ def helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def warm_helper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("warm")
+    manifest = builder.build(directory, lambda arguments: vm.machine(directory, arguments))
+    assert manifest.state is not None
+    return directory
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def make_image(extra: dict[str, tuple[str, int]] | None = None, **options: object) -> Path:
@@ -199,6 +207,47 @@ def test_excluded_tasks_do_not_run(helper: Path, make: Make) -> None:
     run = vm.customize(helper, vm.request(properties={"EXCLUDE_ALL_TASKS": "yes"}), [image])
     assert run.result.ok
     assert [type(reply) for reply in run.replies] == [protocol.Hello, protocol.Result]
+
+
+def test_a_saved_state_does_all_the_same(warm_helper: Path, make: Make) -> None:
+    image = make()
+    before = int(time.time())
+    run = vm.customize(warm_helper, vm.request(), [image], is_warm=True)
+    assert run.result.ok, run.result.message
+    assert run.code == 0
+    assert vm.debugfs(image, "fsck")
+    assert vm.read_file(image, "etc/hostname") == "web1.example.org\n"
+    assert_credentials(image)
+    assert_host_keys(image, run.result)
+    written = int(re.findall(r"ctime: 0x([0-9a-f]+)", vm.debugfs(image, "stat /etc/hostname"))[0], 16)
+    assert before - 1 <= written <= time.time() + 1
+
+
+def test_runs_of_one_state_share_no_random_numbers(warm_helper: Path, make: Make) -> None:
+    seen = set()
+    for _ in range(2):
+        image = make()
+        run = vm.customize(warm_helper, vm.request(), [image], is_warm=True)
+        shadow = vm.read_file(image, "etc/shadow")
+        seen |= {vm.read_file(image, "etc/machine-id"), run.result.facts["host_key_ed25519"], shadow}
+        seen.add(run.result.facts["host_key_ecdsa"])
+    assert len(seen) == 8
+
+
+def test_a_state_of_another_machine_is_not_used(warm_helper: Path) -> None:
+    manifest = builder.verify(warm_helper)
+    other = [word.replace("512", "640") for word in vm.machine(warm_helper, manifest.arguments)]
+    assert builder.open_state(warm_helper, manifest, other) is None
+
+
+def test_a_saved_state_beats_a_bare_boot(warm_helper: Path, make: Make, tmp_path: Path) -> None:
+    from snf_image import kernel
+
+    ours, theirs = [], []
+    for _ in range(3):
+        ours.append(vm.customize(warm_helper, vm.request(), [make()], is_warm=True).seconds)
+        theirs.append(vm.baseline(tmp_path, kernel.best().image))
+    assert sorted(ours)[1] < sorted(theirs)[1], (ours, theirs)
 
 
 def test_a_tampered_helper_is_refused(helper: Path, tmp_path: Path) -> None:

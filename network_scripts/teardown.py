@@ -62,4 +62,8 @@ def _removals(family: int) -> Iterator[str]:
     for rule in links.query(f"-{family}", "rule", "list"):
         if rule.get("priority") in (node.PREFERENCE_UPLINK, node.PREFERENCE_GUEST):
             yield f"rule del pref {rule['priority']} protocol {links.PROTOCOL}"
+    # `route flush` leaves an IPv6 default route that is unreachable (iproute2 6.1), such as ends every table of ours.
+    for route in links.query(f"-{family}", "route", "show", "table", "all", "proto", str(links.PROTOCOL)):
+        if route.get("type") == "unreachable":
+            yield f"route del unreachable {route['dst']} table {route['table']} metric {route['metric']}"
     yield f"route flush table all proto {links.PROTOCOL}"

@@ -89,9 +89,14 @@ def is_ready() -> bool:
 
 
 def _forward() -> None:
-    """Switch IPv6 forwarding on without changing how other interfaces behave."""
+    """Switch IPv6 forwarding on without changing how other interfaces behave.
+
+    And let the kernel's own answers (ping, "packet too big") go back by the table of the guest that they are for.
+    """
+    links.set_sysctl("ipv4/fwmark_reflect", "1")
     if not links.has_ipv6():
         return
+    links.set_sysctl("ipv6/fwmark_reflect", "1")
     names = os.listdir("/proc/sys/net/ipv6/conf")
     closed = [name for name in names if name != "all" and links.sysctl(f"ipv6/conf/{name}/forwarding") == "0"]
     links.set_sysctl("ipv6/conf/all/forwarding", "1")

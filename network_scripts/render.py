@@ -53,6 +53,8 @@ def elements(nic: Routed, generation: int) -> Iterator[Element]:
         yield Element("netdev", "addr4", (tap, str(nic.ipv4.address)))
         yield Element("inet", "addr4", (tap, str(nic.ipv4.address)))
         yield Element("netdev", "dhcp_chaddr", (tap, mac))
+        if nic.ipv4.subnet:
+            yield Element("netdev", "broadcasts", (tap, str(nic.ipv4.subnet.broadcast_address)))
         if nic.ipv4.gateway:
             yield Element("arp", "arp_source", (tap,), str(nic.ipv4.gateway))
     if nic.ipv6:

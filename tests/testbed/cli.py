@@ -119,8 +119,12 @@ def _keep_logs() -> None:
 
 def _layer(made: roots.Roots, *, tools: bool, fresh: bool) -> Path:
     """The layer in which apt installed our packages, made in a booted node unless it is cached."""
-    layer = made.layer(tools=tools)
-    with locked(made.archives.with_suffix(".lock"), timeout=LAYER_PATIENCE):
+    with (
+        locked(made.archives.with_suffix(".lock"), timeout=LAYER_PATIENCE),
+        # tests/packaging/build-packages must not replace the packages while apt reads them.
+        locked(roots.REPOSITORY.with_name(".packages.lock"), timeout=LAYER_PATIENCE, shared=True),
+    ):
+        layer = made.layer(tools=tools)
         if fresh or not layer.exists():
             _make_layer(made, layer, tools=tools)
     return layer

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from ganeti_plugin import log
@@ -19,10 +20,21 @@ KVM = (
 POLICY = "min:cpu-count=1,disk-count=1,disk-size=1,memory-size=1,nic-count=0,spindle-use=0"
 POLICY_MAX = "max:cpu-count=8,disk-count=16,disk-size=33554432,memory-size=32768,nic-count=8,spindle-use=12"
 
+#: A Python path that only Ganeti's daemons have: /etc/default/ganeti is read by daemon-util.
+STAND_IN = "/usr/local/lib/testbed"
+STAND_IN_SETTING = f"echo 'export PYTHONPATH={STAND_IN}' >> /etc/default/ganeti"
+STAND_IN_CODE = """
+import os.path
+_isfile = os.path.isfile
+os.path.isfile = lambda path: path == "/proc/sysrq-trigger" or _isfile(path)
+"""
+
 
 def make(nodes: list[Node], *, access: str) -> None:
     """Initialize a cluster on the first node and add the others."""
     first, *others = nodes
+    for node in nodes:
+        _stand_in_for_sysrq(node)
     if others:
         _trust_each_other(nodes)
     log.info("gnt-cluster init %s", CLUSTER_NAME)
@@ -39,6 +51,20 @@ def make(nodes: list[Node], *, access: str) -> None:
     for node in others:
         log.info("gnt-node add %s", node.name)
         inside(first, ["gnt-node", "add", "--no-ssh-key-check", f"{node.name}.testbed"])
+
+
+def _stand_in_for_sysrq(node: Node) -> None:
+    """On a kernel without /proc/sysrq-trigger, have Ganeti's daemons in this node believe in it.
+
+    `gnt-cluster verify` reports a node without that file as broken, and procfs has no place to mount one.
+    """
+    if os.path.exists("/proc/sysrq-trigger"):
+        return
+    inside(
+        node,
+        ["sh", "-ec", f"mkdir -p {STAND_IN}; cat > {STAND_IN}/sitecustomize.py; {STAND_IN_SETTING}"],
+        stdin=STAND_IN_CODE.encode(),
+    )
 
 
 def _trust_each_other(nodes: list[Node]) -> None:

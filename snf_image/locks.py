@@ -6,13 +6,14 @@ Both are flock(2) on files under /run, so they end with their process, however i
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ganeti_plugin.errors import StateError
-from ganeti_plugin.files import LockedError, locked
+from ganeti_plugin.files import LockedError, locked, remove
 from snf_image.targets import Target
 
 DIRECTORY = Path("/run/snf-image")
@@ -47,10 +48,31 @@ def disks(targets: Sequence[Target]) -> Iterator[None]:
     with ExitStack() as stack:
         for target in sorted(targets, key=lambda each: each.identity):
             try:
-                stack.enter_context(locked(directory() / f"disk-{target.identity}.lock", timeout=0))
+                stack.enter_context(_vanishing(directory() / f"disk-{target.identity}.lock"))
             except LockedError:
                 raise BusyDiskError(index=target.place.index) from None
         yield
+
+
+@contextmanager
+def _vanishing(path: Path) -> Iterator[None]:
+    """A lock whose file goes with it: disks come and go, and their locks' names must not pile up under /run."""
+    while True:
+        with locked(path, timeout=0) as descriptor:
+            if not _is_still(path, descriptor):
+                continue  # the holder before us removed it between our open and our lock
+            try:
+                yield
+            finally:
+                remove(path)
+            return
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return path.stat().st_ino == os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

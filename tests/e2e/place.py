@@ -93,7 +93,8 @@ print(json.dumps({
     "instances": lines("gnt-instance", "list", "--no-headers", "-o", "name"),
     "volumes": [line.split()[0] for line in lines("archipelago", "volume", "list")],
     "store": store,
-    "runtime": glob.glob("/run/snf-archipelago/*") + glob.glob("/run/snf-image/*"),
+    # place-N.lock: the places of helper VMs, as many as may run at once.
+    "runtime": glob.glob("/run/snf-archipelago/*") + glob.glob("/run/snf-image/[!p]*"),
     "processes": list(processes()),
     "units": [line.split()[0] for line in
               lines("systemctl", "list-units", "--all", "--plain", "--no-legend", "snf-*@*", "snf-image-*")],

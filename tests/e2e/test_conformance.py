@@ -77,9 +77,9 @@ def test_grow(address: str) -> None:
 
 
 def test_add_and_remove_a_disk(address: str) -> None:
-    done("gnt-instance", "modify", "--disk", "add:size=1G,provider=archipelago", NAME)
+    done("gnt-instance", "modify", "--hotplug", "--disk", "add:size=1G,provider=archipelago", NAME)
     assert sizes() == "1536,1024"
-    done("gnt-instance", "modify", "--disk", "remove", NAME)
+    done("gnt-instance", "modify", "--hotplug", "--disk", "remove", NAME)
     assert sizes() == "1536"
     eventually("answer after modify", lambda: answers(address), seconds=30)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ganeti_plugin import __version__, config
 from ganeti_plugin.settings import Image
-from snf_image import builder
+from snf_image import builder, customize
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(settings: Image, _options: argparse.Namespace) -> int:
-    manifest = builder.build(settings.helper_directory)
+    manifest = customize.build(settings)
     print(_told(settings, manifest, "built"))
     return 0
 

@@ -34,11 +34,13 @@ class Machine:
     arguments: str
     memory: int
     accel: Accel
-    disks: tuple[Place, ...]
+    disks: tuple[Place, ...] = ()
+    is_restored: bool = False
+    """Whether it starts from a saved state (warm.py), which is the last descriptor."""
 
 
 def command(machine: Machine) -> list[str]:
-    """QEMU's command. Descriptors: 0 is the channel, 1 the console, then one for each disk."""
+    """QEMU's command. Descriptors: 0 is the channel, 1 the console, then one for each disk, then a saved state's."""
     accel = "kvm" if machine.accel is Accel.KVM else f"tcg,thread=multi,tb-size={CODE_CACHE}"
     cpu = "host" if machine.accel is Accel.KVM else "max"
     return [
@@ -53,6 +55,7 @@ def command(machine: Machine) -> list[str]:
         *("-device", "virtio-serial-pci,max_ports=2", "-chardev", "socket,id=channel,fd=%fd0%"),
         *("-device", f"virtserialport,chardev=channel,name={PORT}"),
         *_disks(machine.disks),
+        *(("-incoming", f"fd:%fd{len(machine.disks) + 2}%") if machine.is_restored else ()),
     ]
 
 

@@ -22,7 +22,7 @@ from ganeti_plugin.errors import StateError
 from snf_image import machine
 from snf_image.confined import Confined, confined
 from snf_image.console import Console
-from snf_image.conversation import Conversation, HelperError, Outcome
+from snf_image.conversation import Conversation, HelperError, Outcome, State
 from snf_image.machine import Machine
 from snf_image.protocol import Hello, Reply, Request, encode
 from snf_image.sandbox import Limits, Sandbox
@@ -37,6 +37,9 @@ _END_TIMEOUT = 15.0
 #: Bytes of QEMU's own complaints that are kept.
 _COMPLAINT_LIMIT = 4096
 
+#: Seconds for a restored VM to say hello; it takes less than one.
+RESTORE_TIMEOUT = 20.0
+
 Report = Callable[[Reply], None]
 
 
@@ -45,13 +48,18 @@ class DeadlineError(StateError):
     hint = "raise helper_timeout in [image] if this node is slow"
 
 
+class NotRestoredError(StateError):
+    template = "the helper VM was not restored from its saved state: {reason}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a helper VM runs: folder and arguments of the helper, MiB, seconds."""
+    """How a helper VM runs: folder and arguments of the helper, MiB, seconds; a saved state's descriptor, or none."""
 
     machine: Machine
     sandbox: Sandbox
     seconds: float
+    state: int | None = None
 
 
 def limits(memory: int, seconds: int) -> Limits:
@@ -61,10 +69,21 @@ def limits(memory: int, seconds: int) -> Limits:
 
 def run_helper(chosen: Settings, targets: Sequence[Target], request: Request, report: Report) -> Outcome:
     """Customize the disks. Returns only after success was proved; raises otherwise, with nothing left running."""
-    with started(chosen, [target.fd for target in targets]) as process:
-        session = _Session(process, chosen.seconds, Conversation(request.nonce))
-        session.follow(request, report)
-        return session.outcome()
+    fds = [target.fd for target in targets]
+    if chosen.state is not None:
+        fds.append(chosen.state)
+    conversation = Conversation(request.nonce)
+    with started(chosen, fds) as process:
+        session = _Session(process, chosen.seconds, conversation)
+        if chosen.state is not None:
+            session.expect_hello_within(RESTORE_TIMEOUT)
+        try:
+            session.follow(request, report)
+            return session.outcome()
+        except StateError as error:
+            if chosen.state is not None and conversation.state is State.BOOTING:
+                raise NotRestoredError(reason=str(error)) from error
+            raise
 
 
 def wait_for_hello(chosen: Settings) -> bool:
@@ -112,6 +131,7 @@ class _Session:
         self._deadline = time.monotonic() + seconds
         self._conversation = conversation
         self._console = Console()
+        self._hello_deadline = self._deadline
         self._complaints = bytearray()
         self._outgoing = b""
         self._selector = selectors.DefaultSelector()
@@ -121,6 +141,9 @@ class _Session:
         self._selector.register(process.console, selectors.EVENT_READ, self._on_console)
         self._selector.register(process.cage.output, selectors.EVENT_READ, self._on_complaints)
         self._replies: list[Reply] = []
+
+    def expect_hello_within(self, seconds: float) -> None:
+        self._hello_deadline = min(self._hello_deadline, time.monotonic() + seconds)
 
     def follow(self, request: Request, report: Report) -> None:
         """Until the VM has closed everything, that is: until it has ended."""
@@ -155,7 +178,8 @@ class _Session:
         return self._conversation.outcome()
 
     def _turn(self) -> list[Reply]:
-        left = self._deadline - time.monotonic()
+        is_booting = self._conversation.state is State.BOOTING
+        left = (self._hello_deadline if is_booting else self._deadline) - time.monotonic()
         if left <= 0:
             raise DeadlineError(seconds=self._seconds, doing=self._conversation.state)
         self._replies = []

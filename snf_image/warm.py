@@ -55,11 +55,6 @@ def key(command: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
 
-def with_state(command: Sequence[str], descriptor: str) -> list[str]:
-    """The command of the same machine, restored from a descriptor (a number, or the launcher's word for one)."""
-    return [*command, "-incoming", f"fd:{descriptor}"]
-
-
 def save(command: Sequence[str], path: Path) -> None:
     """Boot the machine of `command` until it is ready and write its state to `path`.
 

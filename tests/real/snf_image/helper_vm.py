@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from snf_image import builder, cpio, protocol, warm
+from snf_image import builder, cpio, protocol
 
 QEMU = "/usr/bin/qemu-system-x86_64"
 CPU = os.environ.get("HELPER_CPU", builder.EMULATED_CPU)
@@ -161,7 +161,7 @@ def customize(directory: Path, wanted: protocol.Request, disks: list[Path], *, i
             assert state is not None
             stack.callback(os.close, state)
             fds.append(state)
-            words = warm.with_state(words, str(state))
+            words += ["-incoming", f"fd:{state}"]
         line = [word.replace("%fd0%", str(fds[0])).replace("%fd1%", str(fds[1])) for word in words]
         qemu = subprocess.Popen([*line, *disk_arguments(disks)], stdin=subprocess.DEVNULL, pass_fds=fds)
         channel_inside.close()

@@ -87,7 +87,8 @@ class Server:
         if command == "status":
             return self.status()
         if command == "stop":
-            nbdkit.shutdown()
+            # After the reply: the process ends at once when no client is connected.
+            threading.Timer(0.05, nbdkit.shutdown).start()
             return {}
         if self.session is None:
             raise InputError(message=self.fault)
@@ -142,7 +143,8 @@ def config_complete() -> None:
 
 
 def after_fork() -> None:
-    log.setup("snf-archipelago")
+    # The journal has our stderr too; one line for each message is enough.
+    log.setup("snf-archipelago", to_stderr=not os.path.exists("/dev/log"))
     server.load()
     listener = control.listen(server.run)
     threading.Thread(target=control.serve, args=(listener, server.handle, server.idle), daemon=True).start()

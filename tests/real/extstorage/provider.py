@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Calls the provider's scripts as Ganeti does, and looks at what they leave on the node."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+INSTALLED = Path("/usr/share/ganeti/extstorage/archipelago")
+TREE = Path(__file__).parents[3]
+SCRIPTS = INSTALLED if INSTALLED.is_dir() else TREE / "extstorage" / "archipelago"
+COMMAND = "/usr/bin/archipelago" if INSTALLED.is_dir() else str(TREE / "archipelago")
+RUN = Path("/run/snf-archipelago")
+DEVICES = Path("/run/snf-archipelago-device")
+STORE = Path("/var/lib/snf-archipelago/store")
+
+
+def new_name() -> str:
+    return f"{uuid.uuid4()}.ext.disk0"
+
+
+def script(action: str, volume: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run one script with Ganeti's environment; names in `variables` as Ganeti spells them."""
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "VOL_NAME": volume, "VOL_UUID": str(uuid.uuid4())}
+    environment |= {"EXTP_PROVIDER": "archipelago", "EXTP_ACCESS": "userspace"} | variables
+    nothing = subprocess.DEVNULL
+    return subprocess.run(
+        [SCRIPTS / action], env=environment, cwd=SCRIPTS, stdin=nothing, capture_output=True, text=True, timeout=120
+    )
+
+
+def do(action: str, volume: str, **variables: str) -> str:
+    """The same, and it must succeed; answers with its output."""
+    done = script(action, volume, **variables)
+    assert done.returncode == 0, f"{action}: {done.stderr}"
+    return done.stdout
+
+
+def refused(action: str, volume: str, **variables: str) -> str:
+    """The same, and it must fail with one sentence."""
+    done = script(action, volume, **variables)
+    assert done.returncode != 0
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "internal error" not in lines[0]
+    return lines[0]
+
+
+def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def uri(volume: str) -> str:
+    return f"nbd+unix:///?socket={RUN / volume / 'nbd.sock'}"
+
+
+def qemu_io(volume: str, *commands: str) -> str:
+    """Run qemu-io commands on an attached volume; a pattern that differs is a failure."""
+    arguments = [text for one in commands for text in ("-c", one)]
+    done = subprocess.run(["qemu-io", "-f", "raw", *arguments, uri(volume)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "failed" not in done.stdout.lower(), done.stdout
+    return done.stdout
+
+
+def server_pid(volume: str) -> int:
+    """The process that serves a volume, found by its arguments."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if Path(os.fsdecode(arguments[0])).name == "nbdkit" and f"volume={volume}".encode() in arguments:
+                return int(entry.name)
+    return 0
+
+
+def kill_server(volume: str) -> None:
+    pid = server_pid(volume)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: server_pid(volume) != pid)
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def traces(volume: str) -> list[str]:
+    """What is left of a volume on the node and in the store."""
+    places = [RUN / volume, DEVICES / volume, STORE / "maps" / volume]
+    left = [str(place) for place in places if place.exists()]
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if volume in line]
+    return [*left, *mounts, *([f"process {server_pid(volume)}"] if server_pid(volume) else [])]

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The server as other people's clients see it: libnbd and QEMU. Kill -9 under load, two writers, extents, imports."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbd
+import pytest
+
+from tests.real.extstorage.provider import (
+    COMMAND,
+    RUN,
+    STORE,
+    command,
+    do,
+    eventually,
+    kill_server,
+    new_name,
+    refused,
+    server_pid,
+    traces,
+)
+
+pytestmark = pytest.mark.timeout(180)
+
+PAGE = 4096
+SIZE = 64 << 20
+
+
+@pytest.fixture
+def volume() -> Iterator[str]:
+    name = new_name()
+    do("create", name, VOL_SIZE=str(SIZE >> 20))
+    do("attach", name)
+    do("open", name, VOL_OPEN_EXCLUSIVE="True")
+    yield name
+    do("detach", name)
+    do("remove", name)
+    assert traces(name) == []
+
+
+def connect(volume: str) -> nbd.NBD:
+    client = nbd.NBD()
+    client.add_meta_context("base:allocation")
+    client.connect_unix(str(RUN / volume / "nbd.sock"))
+    return client
+
+
+def test_libnbd_sees_every_ability(volume: str) -> None:
+    client = connect(volume)
+    assert client.get_size() == SIZE
+    for ability in ("can_flush", "can_fua", "can_trim", "can_zero", "can_cache", "can_multi_conn", "can_fast_zero"):
+        assert getattr(client, ability)(), ability
+    client.shutdown()
+
+
+def test_reads_and_writes_against_a_byte_array(volume: str) -> None:
+    """Random requests of any offset and length, on several connections, with snapshots in between."""
+    chance = random.Random(4)
+    model = bytearray(SIZE)
+    clients = [connect(volume) for _ in range(3)]
+    for number in range(400):
+        client = chance.choice(clients)
+        offset = chance.randrange(SIZE)
+        length = min(chance.choice((1, 512, 700, PAGE, 3 * PAGE, 65536, 5 << 20)), SIZE - offset)
+        kind = chance.randrange(5)
+        if kind < 2:
+            data = chance.randbytes(length)
+            client.pwrite(data, offset, nbd.CMD_FLAG_FUA if kind else 0)
+            model[offset : offset + length] = data
+        elif kind == 2:
+            client.zero(length, offset)
+            model[offset : offset + length] = bytes(length)
+        elif kind == 3:
+            first, end = -(-offset // PAGE) * PAGE, (offset + length) // PAGE * PAGE
+            if end > first:
+                client.trim(end - first, first)
+                model[first:end] = bytes(end - first)
+        else:
+            assert client.pread(length, offset) == model[offset : offset + length]
+        if number % 80 == 40:
+            name = f"{volume[:8]}-{number}"
+            assert command("snapshot", "create", volume, name).returncode == 0
+            assert command("snapshot", "remove", name).returncode == 0
+    for client in clients:
+        assert _contents(client) == model
+        client.shutdown()
+
+
+def _contents(client: nbd.NBD) -> bytes:
+    return b"".join(client.pread(4 << 20, offset) for offset in range(0, SIZE, 4 << 20))
+
+
+def test_extents_tell_holes(volume: str) -> None:
+    client = connect(volume)
+    client.pwrite(b"x" * PAGE, 10 << 20)
+    found: list[int] = []
+
+    def keep(_context: str, _offset: int, entries: list[int], _error: object) -> int:
+        found.extend(entries)
+        return 0
+
+    client.block_status(SIZE, 0, keep)
+    pairs = list(zip(found[::2], found[1::2], strict=True))
+    hole = nbd.STATE_HOLE | nbd.STATE_ZERO
+    assert pairs[:2] == [(10 << 20, hole), (PAGE, 0)]
+    client.trim(PAGE, 10 << 20)
+    client.flush()
+    client.shutdown()
+    usage = sum(path.stat().st_blocks * 512 for path in (STORE / "data").rglob("*.data"))
+    assert usage < 1 << 30
+
+
+def test_kill_9_under_load_loses_nothing_acknowledged(volume: str) -> None:
+    chance = random.Random(9)
+    model: dict[int, bytes] = {}
+    for _ in range(4):
+        client = connect(volume)
+        deadline = time.monotonic() + chance.uniform(0.1, 0.5)
+        pid = server_pid(volume)
+        in_doubt = -1
+        with contextlib.suppress(nbd.Error):
+            while True:
+                if time.monotonic() > deadline and pid:
+                    os.kill(pid, signal.SIGKILL)
+                    pid = 0
+                page = chance.randrange(SIZE // PAGE)
+                data = bytes([chance.randrange(256)]) * PAGE
+                in_doubt = page
+                client.pwrite(data, page * PAGE)
+                model[page] = data
+        eventually(lambda: server_pid(volume) != 0 or not Path("/run/systemd/system").exists())
+        do("attach", volume)
+        again = connect(volume)
+        model.pop(in_doubt, None)
+        for page, data in model.items():
+            assert again.pread(PAGE, page * PAGE) == data
+        again.shutdown()
+    assert len(model) > 100
+
+
+def test_qemu_reconnects_by_itself(volume: str) -> None:
+    """The URI that attach prints: a client in the middle of its work does not notice the death of the server."""
+    if not Path("/run/systemd/system").exists():
+        pytest.fail("this test needs systemd as PID 1: run it in a node of the testbed")
+    options = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={RUN / volume / 'nbd.sock'}"
+    process = subprocess.Popen(
+        ["qemu-io", "--image-opts", f"{options},file.reconnect-delay=30"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdin
+    process.stdin.write("write -P 1 0 1M\n")
+    process.stdin.flush()
+    time.sleep(0.5)
+    kill_server(volume)
+    output, _ = process.communicate("write -P 2 1M 1M\nread -P 1 0 1M\nread -P 2 1M 1M\nflush\nquit\n", timeout=60)
+    assert process.returncode == 0, output
+    assert "failed" not in output.lower(), output
+
+
+def test_a_second_server_is_refused(volume: str, tmp_path: Path) -> None:
+    """Another node would see the store like this: a server of its own, with its own /run."""
+    run = tmp_path / "run"
+    run.mkdir()
+    tree = "/usr/share/snf-ganeti" if Path("/usr/share/snf-ganeti").exists() else str(Path(__file__).parents[3])
+    other = subprocess.Popen(
+        [
+            *("nbdkit", "-f", "--unix", str(run / "nbd.sock"), "python", f"{tree}/extstorage/nbdkit_plugin.py"),
+            *(f"volume={volume}", f"store={STORE}", f"run={run}"),
+        ]
+    )
+    try:
+        eventually((run / "control.sock").exists)
+        first, second = connect(volume), nbd.NBD()
+        second.connect_unix(str(run / "nbd.sock"))
+        first.pwrite(b"1" * PAGE, 0)
+        first.flush()
+        with pytest.raises(nbd.Error):
+            second.pwrite(b"2" * PAGE, 0)
+        assert second.pread(PAGE, 0) == b"1" * PAGE
+        do("close", volume)
+        second.pwrite(b"2" * PAGE, PAGE)
+        assert "in use by node" in refused("open", volume, VOL_OPEN_EXCLUSIVE="True")
+        second.shutdown()
+        first.shutdown()
+    finally:
+        other.terminate()
+        other.wait(30)
+    do("open", volume, VOL_OPEN_EXCLUSIVE="True")
+    assert connect(volume).pread(PAGE, PAGE) == b"2" * PAGE
+
+
+@pytest.fixture
+def raw_image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as stream:
+        stream.truncate(48 << 20)
+        for offset in (0, 5 << 20, (47 << 20) + 12345):
+            stream.seek(offset)
+            stream.write(random.Random(offset).randbytes(200_000))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_import_clone_and_remove(raw_image: Path, tmp_path: Path, kind: str) -> None:
+    source = raw_image
+    if kind == "qcow2":
+        source = tmp_path / "disk.qcow2"
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", raw_image, source], check=True)
+    source.chmod(0o600)
+    name = f"image-{kind}-{os.getpid()}"
+    done = command("image", "import", name, source, "--format", kind, "--property", "osfamily=linux")
+    assert done.returncode == 0, done.stderr
+    assert "100 % copied" in done.stderr
+    shown = json.loads(command("image", "show", name, "--json").stdout)
+    assert (shown["size"], shown["properties"]) == (48 << 20, {"OSFAMILY": "linux"})
+    assert shown["used"] < 2 << 20
+    clone = new_name()
+    do("create", clone, VOL_SIZE="64", EXTP_ORIGIN=name)
+    assert command("image", "remove", name).returncode == 0
+    do("attach", clone)
+    client = connect(clone)
+    data = raw_image.read_bytes()
+    assert client.pread(16 << 20, 0) + client.pread(16 << 20, 16 << 20) == data[: 32 << 20]
+    assert client.pread(16 << 20, 32 << 20) == data[32 << 20 :]
+    assert client.pread(16 << 20, 48 << 20) == bytes(16 << 20)
+    client.shutdown()
+    do("detach", clone)
+    do("remove", clone)
+    assert traces(name) + traces(f"import-{name}") + traces(clone) == []
+
+
+def test_what_is_not_as_declared_is_refused(raw_image: Path, tmp_path: Path) -> None:
+    qcow2 = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", raw_image, "-F", "raw", qcow2], check=True)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    for path, kind in ((qcow2, "raw"), (qcow2, "qcow2"), (raw_image, "qcow2"), (fifo, "raw"), (tmp_path / "no", "raw")):
+        done = command("image", "import", "refused", path, "--format", kind)
+        assert done.returncode != 0
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert traces("refused") + traces("import-refused") == []
+
+
+def test_a_killed_import_is_cleaned_up_by_the_next(raw_image: Path) -> None:
+    process = subprocess.Popen([COMMAND, "image", "import", "killed", raw_image], stderr=subprocess.DEVNULL)
+    eventually(lambda: (RUN / "import-killed" / "nbd.sock").exists() or process.poll() is not None)
+    process.kill()
+    process.wait()
+    eventually(lambda: server_pid("import-killed") == 0)
+    assert command("image", "import", "killed", raw_image).returncode == 0
+    assert command("image", "remove", "killed").returncode == 0
+    assert traces("killed") + traces("import-killed") == []
+
+
+def test_a_clone_of_100_gib_takes_no_time() -> None:
+    big, clone = new_name(), new_name()
+    do("create", big, VOL_SIZE="102400")
+    assert command("snapshot", "create", big, f"{big[:8]}-big").returncode == 0
+    began = time.monotonic()
+    do("create", clone, VOL_SIZE="102400", EXTP_ORIGIN=f"{big[:8]}-big")
+    assert time.monotonic() - began < 0.3
+    for name in (clone, big):
+        do("remove", name)
+    assert command("snapshot", "remove", f"{big[:8]}-big").returncode == 0

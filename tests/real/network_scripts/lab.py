@@ -71,7 +71,7 @@ class Namespace:
             os.close(own)
             os.close(there)
 
-    def socket(self, family: int, kind: int) -> socket.socket:
+    def endpoint(self, family: int, kind: int) -> socket.socket:
         with self.inside():
             return socket.socket(family, kind)
 
@@ -100,8 +100,8 @@ class Guest:
         self.plug()
         self.environment = {
             "INSTANCE": f"guest{number}.example.com", "MAC": self.mac, "MODE": "routed", "INTERFACE": self.tap,
-            "INTERFACE_INDEX": "0", "INTERFACE_UUID": f"00000000-0000-4000-8000-{number:012d}", "TAGS": "", "LINK": LINK,
-            "NETWORK_NAME": "public", "NETWORK_SUBNET": "198.51.100.0/24", "NETWORK_GATEWAY": GATEWAY,
+            "INTERFACE_INDEX": "0", "INTERFACE_UUID": f"00000000-0000-4000-8000-{number:012d}", "TAGS": "",
+            "LINK": LINK, "NETWORK_NAME": "public", "NETWORK_SUBNET": "198.51.100.0/24", "NETWORK_GATEWAY": GATEWAY,
         }  # fmt: skip
         self.environment |= {"IP": self.ip} if ipv4 else {}
         self.environment |= {"NETWORK_SUBNET6": "2001:db8:1::/64", "NETWORK_GATEWAY6": GATEWAY6} if ipv6 else {}

@@ -15,7 +15,7 @@ from tests.real.network_scripts.lab import GATEWAY, GATEWAY6, NODE_ADDRESS, Gues
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from scapy.all import ICMP, IP, TCP, UDP, Ether, Raw  # type: ignore[import-untyped,unused-ignore,attr-defined]
+    from scapy.all import ICMP, IP, TCP, UDP, Ether, Raw
     from scapy.layers.inet6 import IPv6, IPv6ExtHdrFragment
 
 MARK = b"snf-mark-of-test"
@@ -44,7 +44,7 @@ def _listeners(guests: dict[str, Guest]) -> Iterator[None]:
     opened = []
     for guest in guests.values():
         for port in (22, 80):
-            listener = guest.space.socket(socket.AF_INET6, socket.SOCK_STREAM)
+            listener = guest.space.endpoint(socket.AF_INET6, socket.SOCK_STREAM)
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.bind(("::", port))
             listener.listen()
@@ -56,7 +56,7 @@ def _listeners(guests: dict[str, Guest]) -> Iterator[None]:
 
 def connects(space: Namespace, address: str, port: int) -> bool:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with space.socket(family, socket.SOCK_STREAM) as client:
+    with space.endpoint(family, socket.SOCK_STREAM) as client:
         client.settimeout(0.7)
         try:
             client.connect((address, port))
@@ -97,7 +97,7 @@ def test_ping_both_ways(lab: Lab, guests: dict[str, Guest], profile: str) -> Non
 
 @pytest.mark.parametrize("profile", ["none", "protected", "limited"])
 def test_the_guest_opens_connections(lab: Lab, guests: dict[str, Guest], profile: str) -> None:
-    with lab.router.socket(socket.AF_INET6, socket.SOCK_STREAM) as listener:
+    with lab.router.endpoint(socket.AF_INET6, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind(("::", 7777))
         listener.listen()
@@ -108,8 +108,8 @@ def test_the_guest_opens_connections(lab: Lab, guests: dict[str, Guest], profile
 def test_an_answer_by_udp_comes_back(lab: Lab, guests: dict[str, Guest]) -> None:
     guest = guests["protected"]
     with (
-        lab.router.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
-        guest.space.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+        lab.router.endpoint(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        guest.space.endpoint(socket.AF_INET, socket.SOCK_DGRAM) as client,
     ):
         server.bind((GATEWAY, 5353))
         server.settimeout(2)
@@ -177,7 +177,7 @@ def test_neighbours_on_one_node_get_the_same_verdicts(lab: Lab, guests: dict[str
 def test_the_node_offers_nothing_but_ping(lab: Lab, guests: dict[str, Guest]) -> None:
     """N29, N64: a service that listens everywhere on the node."""
     guest = guests["none"]
-    with lab.node.socket(socket.AF_INET6, socket.SOCK_STREAM) as listener:
+    with lab.node.endpoint(socket.AF_INET6, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind(("::", 1811))
         listener.listen()

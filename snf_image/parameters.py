@@ -63,7 +63,6 @@ class UnbuiltError(InputError):
     """What is asked for exists in the contract but not in this release."""
 
     template = "{what} is not supported by this release of snf-image"
-    hint = "leave it out"
 
 
 @dataclass(frozen=True, kw_only=True)

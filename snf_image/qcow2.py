@@ -14,6 +14,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from ganeti_plugin import log
 from ganeti_plugin.errors import StateError
@@ -49,6 +50,7 @@ def command() -> list[str]:
 @contextmanager
 def served(source: Source, seconds: int) -> Iterator[str]:
     """The URI of the image's content, as long as the context lasts."""
+    _clean(locks.directory())
     path = locks.directory() / f"qcow2-{secrets.token_hex(8)}.sock"
     cage = Sandbox(name="qcow2", limits=Limits(memory=_MEMORY, seconds=seconds))
     ours, inside = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -67,6 +69,20 @@ def served(source: Source, seconds: int) -> Iterator[str]:
             inside.close()
             with suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def _clean(directory: Path) -> None:
+    """Remove the sockets of runs that were killed: nobody listens there any more (threat V07)."""
+    for path in directory.glob("qcow2-*.sock"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+            link.settimeout(1.0)
+            try:
+                link.connect(str(path))
+            except ConnectionRefusedError:
+                with suppress(FileNotFoundError):
+                    os.unlink(path)
+            except OSError:
+                continue
 
 
 def _serve(control: socket.socket, listening: socket.socket) -> None:

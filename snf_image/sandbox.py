@@ -2,13 +2,14 @@
 """The cage of a program that touches hostile bytes: a transient systemd unit, or a plain fallback without systemd.
 
 The unit has a user of its own that exists only meanwhile, no network, no capability, a list of allowed system calls,
-limits of memory, tasks, time and processor, and a file system that holds /usr and what is named, read-only (threats
-V01, V02, V05, V06). Where systemd is not process 1 the same launcher runs as nobody without capabilities, in network
-and IPC namespaces of its own, with resource limits, but sees the node's files as nobody does: docs/snf-image.md.
+limits of memory, tasks, time and processor, and a root file system that holds /usr and what is named, read-only
+(threats V01, V02, V05, V06). Where systemd is not process 1 the same launcher runs as nobody without capabilities, in
+network and IPC namespaces of its own, with resource limits, but sees the node's files as nobody does: snf-image(8).
 """
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,9 @@ LAUNCHER = Path(__file__).resolve().parent / "launcher.py"
 #: Where the sandbox shows the launcher, and the folder that the caller names.
 _LAUNCHER_INSIDE = Path("/sandbox/launcher.py")
 _FILES_INSIDE = Path("/sandbox/files")
+
+#: The empty root file system of the units; all of them share it, and none can write to it.
+ROOT = Path("/run/snf-image/root")
 
 #: Seconds between the deadline of ours and systemd's own, which ends the unit whatever became of us.
 _GRACE = 15
@@ -78,6 +82,17 @@ def _unit_command(sandbox: Sandbox) -> list[str]:
     ]
 
 
+def _root() -> Path:
+    """An empty root file system for the unit: mount points, and the links that programs expect beside /usr."""
+    root = ROOT
+    for name in ("usr", "etc", "proc", "sys", "dev", "run", "tmp", "var/tmp", "sandbox"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    for name in ("bin", "sbin", "lib", "lib64"):
+        with contextlib.suppress(FileExistsError):
+            (root / name).symlink_to(f"usr/{name}")
+    return root
+
+
 def _variable_properties(sandbox: Sandbox) -> list[str]:
     limits = sandbox.limits
     lines = [
@@ -85,6 +100,7 @@ def _variable_properties(sandbox: Sandbox) -> list[str]:
         f"TasksMax={limits.tasks}",
         f"RuntimeMaxSec={limits.seconds + _GRACE}",
         f"CPUQuota={limits.processor}%",
+        f"RootDirectory={_root()}",
         f"BindReadOnlyPaths={LAUNCHER}:{_LAUNCHER_INSIDE}",
     ]
     if sandbox.files is not None:
@@ -99,10 +115,11 @@ _PROPERTIES: Mapping[str, str] = {
     "PrivateNetwork": "yes",
     "PrivateIPC": "yes",
     "PrivateTmp": "yes",
-    "DevicePolicy": "closed",
-    # An empty root with /usr in it; /proc, /sys and /dev stay, the first two as small as they can be.
-    "TemporaryFileSystem": "/:ro",
-    "BindReadOnlyPaths": "/usr -/lib -/lib64 -/bin -/sbin -/etc/ld.so.cache -/etc/alternatives /dev /proc",
+    "PrivateDevices": "yes",
+    "MountAPIVFS": "yes",
+    # Nowhere to write, so that nothing of the node can be filled.
+    "ReadOnlyPaths": "+/tmp +/var/tmp +/run -+/dev/shm -+/dev/mqueue",
+    "BindReadOnlyPaths": "/usr -/etc/ld.so.cache -/etc/alternatives",
     "ProtectProc": "invisible",
     "ProcSubset": "pid",
     "CapabilityBoundingSet": "",

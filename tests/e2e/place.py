@@ -93,8 +93,10 @@ print(json.dumps({
     "instances": lines("gnt-instance", "list", "--no-headers", "-o", "name"),
     "volumes": [line.split()[0] for line in lines("archipelago", "volume", "list")],
     "store": store,
-    # place-N.lock: the places of helper VMs, as many as may run at once.
-    "runtime": glob.glob("/run/snf-archipelago/*") + glob.glob("/run/snf-image/[!p]*"),
+    "runtime": glob.glob("/run/snf-archipelago/*") + [
+        path for path in glob.glob("/run/snf-image/*")
+        # The places of helper VMs, as many as may run at once, and the folder that is their root.
+        if not os.path.basename(path).startswith("place-") and os.path.basename(path) != "root"],
     "processes": list(processes()),
     "units": [line.split()[0] for line in
               lines("systemctl", "list-units", "--all", "--plain", "--no-legend", "snf-*@*", "snf-image-*")],

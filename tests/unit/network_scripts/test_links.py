@@ -12,9 +12,8 @@ def test_what_is_there_already_is_no_failure() -> None:
 
 
 def test_any_other_failure_is_told() -> None:
-    said = (
-        "RTNETLINK answers: File exists\nCommand failed -:2\nError: Nexthop has invalid gateway.\nCommand failed -:7\n"
-    )
+    said = "RTNETLINK answers: File exists\nCommand failed -:2\n"
+    said += "Error: Nexthop has invalid gateway.\nCommand failed -:7\n"
     assert links.failures_of(said) == ["Error: Nexthop has invalid gateway."]
 
 

@@ -72,7 +72,7 @@ def document(family: str, *bodies: dict[str, Any]) -> bytes:
 LISTED = (
     document(
         "netdev",
-        {"set": {"name": "macs", "elem": [{"concat": ["tap0", "aa:00:00:00:00:01"]}, {"concat": ["tap1", "aa:0:0:0:0:2"]}]}},
+        {"set": {"name": "macs", "elem": [{"concat": [tap, "aa:00:00:00:00:01"]} for tap in ("tap0", "tap1")]}},
         {"set": {"name": "drops_mac", "elem": [{"elem": {"val": "tap0", "counter": {"packets": 7, "bytes": 9}}}]}},
         {"set": {"name": "routed", "elem": ["tap0"]}},
         {"set": {"name": "addr6"}},
@@ -111,6 +111,7 @@ def test_stale_is_what_no_live_interface_owns() -> None:
 
 def test_numbers_too_large_for_json_are_text() -> None:
     targets = [element for element in render.elements(routed(), 1) if element.name == "nd_target"]
-    assert {str(element.key[1])[:12] for element in targets} == {"0x20010db800", "0xfe80000000"} or all(
-        re.fullmatch("0x[0-9a-f]+", str(element.key[1])) for element in targets
-    )
+    assert {element.key[1] for element in targets} == {
+        "0x20010db800010000a80000fffe123456",
+        "0xfe80000000000000a80000fffe123456",
+    }

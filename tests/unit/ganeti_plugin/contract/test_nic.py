@@ -59,7 +59,8 @@ def test_an_absent_option_is_no_fault(name: str) -> None:
     ("name", "value"),
     [
         ("INSTANCE", "web1; reboot"), ("INSTANCE", "-x"), ("INSTANCE", "a/../b"), ("INSTANCE", "x" * 300),
-        ("MAC", "aa:00:00:12:34"), ("MAC", "01:00:5e:00:00:01"), ("MAC", "00:00:00:00:00:00"), ("MAC", "aa-00-00-12-34-56"),
+        ("MAC", "aa:00:00:12:34"), ("MAC", "01:00:5e:00:00:01"), ("MAC", "00:00:00:00:00:00"),
+        ("MAC", "aa-00-00-12-34-56"),
         ("MODE", "Routed"), ("INTERFACE", "eth0"), ("INTERFACE", "tap"), ("INTERFACE", "tap0 drop"),
         ("INTERFACE", "gnt.com.0"), ("INTERFACE", "tap1234567890"), ("INTERFACE", "tap٣"),
         ("INTERFACE_INDEX", "-1"), ("INTERFACE_INDEX", "x"), ("INTERFACE_UUID", "../../etc/passwd"),
@@ -68,7 +69,8 @@ def test_an_absent_option_is_no_fault(name: str) -> None:
         ("IP", "255.255.255.255"), ("IP", "fe80::1%eth0"), ("IP", "ff02::1"), ("LINK", "main; true"), ("LINK", "a b"),
         ("VLAN", "eins"), ("NETWORK_NAME", "../x"), ("NETWORK_TAGS", "`id`"), ("NETWORK_SUBNET", "198.51.100.0/33"),
         ("NETWORK_SUBNET", "198.51.100.10/32"), ("NETWORK_SUBNET", "2001:db8::/64"), ("NETWORK_GATEWAY", "10.0.0.1"),
-        ("NETWORK_GATEWAY", "2001:db8::1"), ("NETWORK_SUBNET6", "198.51.100.0/24"), ("NETWORK_GATEWAY6", "198.51.100.1"),
+        ("NETWORK_GATEWAY", "2001:db8::1"),
+        ("NETWORK_SUBNET6", "198.51.100.0/24"), ("NETWORK_GATEWAY6", "198.51.100.1"),
     ],
 )  # fmt: skip
 def test_a_malformed_variable_is_named(name: str, value: str) -> None:

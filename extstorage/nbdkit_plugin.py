@@ -5,7 +5,7 @@
 
 Runs as the store's user. Requests come in parallel threads; os.preadv, os.pwrite and fdatasync let go of the
 interpreter while they wait. A volume that can't be read is served all the same, with an error for each request, so that
-Ganeti can attach it and hence remove it (contract.md: a failing attach leaks the volume).
+Ganeti can attach it and hence remove it (Ganeti never removes a volume whose attach fails).
 """
 
 # ruff: noqa: ARG001, A001 - nbdkit prescribes the names and arguments of its callbacks

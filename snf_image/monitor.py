@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Progress of a creation, as the original's progress monitor reads it: one JSON object a line (contract.md 5.9).
+"""Progress of a creation, as the original's progress monitor reads it: one JSON object a line (snf-image 0.23.1).
 
 With the setting progress_monitor the lines go to that program's standard input, otherwise to stderr, which Ganeti keeps
 in the log of the creation. A monitor that dies or hangs must not end or stop the creation.

@@ -303,3 +303,21 @@ def test_what_is_raised_is_ours(path: Path) -> None:
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
             name = node.exc.func.id
             assert name in own or not name[0].isupper() or shown(path).startswith(GUEST), f"{shown(path)}:{node.lineno}"
+
+
+CASE = re.compile(r"\b([HVNL])(\d\d)(?:-[HVNL]?(\d\d))?\b")
+
+
+def cases_in(text: str) -> Iterator[str]:
+    """The cases of docs/threats.md that a text names; "H01-H12" names twelve."""
+    for letter, first, last in CASE.findall(text):
+        yield from (f"{letter}{number:02}" for number in range(int(first), int(last or first) + 1))
+
+
+@pytest.mark.parametrize("path", [*sources(), *sorted((TREE / "tests").rglob("*.py"))], ids=shown)
+def test_every_case_that_is_named_is_explained(path: Path) -> None:
+    explained = set(
+        re.findall(r"^\| ([HVNL]\d\d) \|", (TREE / "docs/threats.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert explained
+    assert set(cases_in(path.read_text(encoding="utf-8"))) <= explained

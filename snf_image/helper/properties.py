@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The image's properties with the original's reading of them (contract.md 5.3)."""
+"""The image's properties with the original's reading of them (snf-image 0.23.1)."""
 
 from __future__ import annotations
 

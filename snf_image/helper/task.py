@@ -49,7 +49,7 @@ def always(_context: Context) -> bool:
 class Task:
     """`after` and `before` name other tasks; the order follows from them alone.
 
-    The switches are contract.md's attributes: whether EXCLUDE_TASK_<name> may skip it, whether it needs the mounted
+    The switches are the original's: whether EXCLUDE_TASK_<name> may skip it, whether it needs the mounted
     image (EXCLUDE_MOUNTED_TASKS), whether it resizes a file system (EXCLUDE_FILESYSTEMRESIZE_TASKS), and whether
     cloud-init does its work inside the guest instead (CLOUD_INIT).
     """

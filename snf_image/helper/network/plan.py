@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From Ganeti's NICs to what each interface shall do (contract.md 5.10). Pure.
+"""From Ganeti's NICs to what each interface shall do (as snf-image 0.23.1 decides it). Pure.
 
 One decision differs from the original: IPv6 without a DHCPv6 tag is not left to router advertisements but set to the
 address that they would yield, the EUI-64 one, which is also the only one that the node's filter lets through. So a

@@ -20,7 +20,7 @@ def decoded(file: PersonalityFile) -> bytes:
 
 
 def run(context: Context) -> None:
-    """Missing folders are made with mode 0750 and the file's owner (contract.md 5.8)."""
+    """Missing folders are made with mode 0750 and the file's owner (as in snf-image 0.23.1)."""
     tree = context.tree
     users = accounts.parse(tree.read_text("etc/passwd") or "")
     groups = accounts.groups(tree.read_text("etc/group") or "")

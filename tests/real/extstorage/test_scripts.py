@@ -45,7 +45,7 @@ def volume() -> Iterator[str]:
 
 
 def test_add_stop_start_remove(volume: str) -> None:
-    """instance add, stop, start: contract.md 2.5."""
+    """instance add, stop, start: the order of Ganeti 3.0.2."""
     answer = do("attach", volume)
     assert answer == f"\nkvm:{uri(volume)},file.reconnect-delay=30"
     do("open", volume, VOL_OPEN_EXCLUSIVE="True")

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # ruff: noqa: E501 - one case, one line
-"""Hostile frames of threats.md, section 3, sent by a guest: each reaches nobody and is counted by its reason."""
+"""Hostile frames of docs/threats.md, sent by a guest: each reaches nobody and is counted by its reason."""
 
 from __future__ import annotations
 

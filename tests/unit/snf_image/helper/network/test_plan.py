@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""From NICs to interfaces: the decision table of contract.md 5.10."""
+"""From NICs to interfaces: the decision table of snf-image 0.23.1."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ def test_what_is_raised_is_ours(path: Path) -> None:
             assert name in own or not name[0].isupper() or shown(path).startswith(GUEST), f"{shown(path)}:{node.lineno}"
 
 
-CASE = re.compile(r"\b([HVNL])(\d\d)(?:-[HVNL]?(\d\d))?\b")
+CASE = re.compile(r"\b([HVNL])(\d\d)(?:-\1(\d\d))?\b")
 
 
 def cases_in(text: str) -> Iterator[str]:
@@ -316,8 +316,7 @@ def cases_in(text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", [*sources(), *sorted((TREE / "tests").rglob("*.py"))], ids=shown)
 def test_every_case_that_is_named_is_explained(path: Path) -> None:
-    explained = set(
-        re.findall(r"^\| ([HVNL]\d\d) \|", (TREE / "docs/threats.md").read_text(encoding="utf-8"), re.MULTILINE)
-    )
+    threats = (TREE / "docs/threats.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| ([HVNL]\d\d) \|", threats, re.MULTILINE))
     assert explained
     assert set(cases_in(path.read_text(encoding="utf-8"))) <= explained

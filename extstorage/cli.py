@@ -231,4 +231,3 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
     for number, row in enumerate(rows):
         cells = [cell.upper() for cell in row] if number == 0 else row
         print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
-

@@ -382,4 +382,3 @@ def open_store(directory: Path) -> FilesStore:
     if not isinstance(facts, dict) or facts.get("kind") != "snf-archipelago" or facts.get("version") != VERSION:
         raise BadStoreError(path=directory, reason=f"its version is not {VERSION}")
     return FilesStore(directory)
-

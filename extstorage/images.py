@@ -229,4 +229,3 @@ def _copy(source: str, target: str, descriptor: int, progress: Progress) -> None
         finally:
             if process.poll() is None:
                 _end(process)
-

@@ -285,4 +285,3 @@ def cache(h: Session | None, count: int, offset: int, flags: int) -> None:
     except Exception as error:
         _refuse(error)
         raise
-

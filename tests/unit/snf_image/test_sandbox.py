@@ -109,7 +109,7 @@ def test_console_is_escaped_and_bounded(capsys: pytest.CaptureFixture[str]) -> N
         console.feed(b"x" * 4000 + b"\n")
         console.feed(b"y\n" * 4000)
     assert len(capsys.readouterr().err) < 12 * SHOWN_LIMIT
-    for _ in range((TAKEN_LIMIT - (1 << 20)) // 65536):
+    for _ in range((TAKEN_LIMIT - (4 << 20)) // 65536):
         console.feed(b"z" * 65536)
     with pytest.raises(HelperError, match="console"):
-        console.feed(bytes(1 << 20))
+        console.feed(bytes(4 << 20))

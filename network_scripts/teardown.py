@@ -18,6 +18,8 @@ from network_scripts.render import Listing
 class GuestsHereError(StateError):
     template = "guests have NICs on this node: {names}"
     hint = "stop or migrate their instances first"
+    #: The package's removal stops at this, and at nothing else.
+    exit_status = 3
 
 
 def tear_down() -> None:

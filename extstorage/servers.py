@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import select
 import shutil
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,10 +133,17 @@ def stop(site: Site, name: str) -> None:
         return
     if not is_running(site, name):
         return
-    pid = control.call(site.directory(name), name, "status")["pid"]
-    control.call(site.directory(name), name, "stop")
-    if not _wait(lambda: not os.path.exists(f"/proc/{pid}"), STOP_TIMEOUT):
-        raise ServerError(name=name, message=f"nothing; process {pid} did not end within {STOP_TIMEOUT:g} s")
+    pid = int(str(control.call(site.directory(name), name, "status")["pid"]))
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            control.call(site.directory(name), name, "stop")
+            # Readable when the process has ended, also while nobody has collected its exit status.
+            ended, _, _ = select.select([process], [], [], STOP_TIMEOUT)
+        finally:
+            os.close(process)
+        if not ended:
+            raise ServerError(name=name, message=f"nothing; process {pid} did not end within {STOP_TIMEOUT:g} s")
 
 
 def remove_directory(site: Site, name: str) -> None:
@@ -231,11 +238,3 @@ def take_down_loop(site: Site, name: str) -> None:
     if os.path.ismount(directory / "disk"):
         warning("%s is still mounted", directory / "disk")
 
-
-def end_process(pid: int, seconds: float) -> None:
-    """Ask a process that we started to end, then insist."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-        if _wait(lambda: not os.path.exists(f"/proc/{pid}"), seconds):
-            return

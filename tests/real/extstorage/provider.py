@@ -59,10 +59,12 @@ def uri(volume: str) -> str:
     return f"nbd+unix:///?socket={RUN / volume / 'nbd.sock'}"
 
 
-def qemu_io(volume: str, *commands: str) -> str:
+def qemu_io(volume: str, *commands: str, readonly: bool = False) -> str:
     """Run qemu-io commands on an attached volume; a pattern that differs is a failure."""
     arguments = [text for one in commands for text in ("-c", one)]
-    done = subprocess.run(["qemu-io", "-f", "raw", *arguments, uri(volume)], capture_output=True, text=True, timeout=60)
+    mode = ["-r"] if readonly else []
+    line = ["qemu-io", *mode, "-f", "raw", *arguments, uri(volume)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "failed" not in done.stdout.lower(), done.stdout
     return done.stdout

@@ -70,7 +70,7 @@ def test_export_of_a_running_instance(volume: str) -> None:
         qemu_io(volume, "write -P 2 0 64k")
         do("attach", snap)
         do("open", snap, VOL_OPEN_EXCLUSIVE="True")
-        qemu_io(snap, f"read -P {value} 0 64k")
+        qemu_io(snap, f"read -P {value} 0 64k", readonly=True)
         failed = subprocess.run(["qemu-io", "-f", "raw", "-c", "write 0 4k", uri(snap)], capture_output=True)
         assert failed.returncode != 0
     do("detach", snap)

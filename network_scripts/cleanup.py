@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ganeti_plugin import files, log
-from network_scripts import apply, links, node, render
+from network_scripts import apply, links, node, records, render
 from network_scripts.links import Proxy
 from network_scripts.render import Listing
 
@@ -41,6 +41,8 @@ def _reap_firewall() -> list[str]:
     live = {name: links.index_or_none(name) for name in present.interfaces()}
     gone = stale(present, live)
     apply.transact(render.down(gone, present.elements, present.chains))
+    for tap in gone:
+        records.forget(tap)
     return gone
 
 

@@ -12,7 +12,7 @@ from ganeti_plugin import files, log
 from ganeti_plugin.contract.nic import Nic
 from ganeti_plugin.errors import CommandError, Error
 from ganeti_plugin.settings import Network
-from network_scripts import apply, intent, links, node, render
+from network_scripts import apply, intent, links, node, records, render
 from network_scripts.intent import Routed
 
 #: Of a guest's interface on the node.
@@ -56,6 +56,7 @@ def silence(tap: str) -> None:
         present = apply.listing()
         if present is not None:
             apply.transact(render.down([tap], present.elements, present.chains))
+            records.forget(tap)
 
 
 def _prepare_tap(wanted: Routed) -> None:
@@ -71,11 +72,15 @@ def _prepare_tap(wanted: Routed) -> None:
 
 
 def _open_firewall(wanted: Routed, generation: int, uplink: str, settings: Network) -> None:
-    """One transaction; when it is refused, something of an earlier guest is there, or the base ruleset is not."""
+    """One transaction; when it is refused, more of an earlier guest is there than is remembered, or less, or the base
+    ruleset is not.
+    """
     commands = render.up(wanted, generation, uplink)
     with files.locked(node.lock_file(), timeout=20):
+        remembered = records.read(wanted.tap)
+        records.write(wanted.tap, render.elements_of_nic(wanted, generation, uplink))
         try:
-            apply.transact(commands)
+            apply.transact([*render.replace(wanted.tap, remembered), *commands])
             return
         except CommandError as error:
             log.debug("replacing what is known about %s: %s", wanted.tap, error)

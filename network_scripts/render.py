@@ -19,6 +19,24 @@ FAMILIES = ("netdev", "arp", "inet")
 #: First of all hooks on a device.
 PRIORITY = -500
 
+#: The sets in which packets themselves make elements.
+COUNTERS = (
+    *(
+        ("netdev", f"drops_{reason}")
+        for reason in (
+            *("vlan", "mac", "ethertype", "arp_form", "arp_sender", "source", "options", "exthdr", "dhcp", "control"),
+            *("icmp", "ra", "nd", "multicast", "malformed", "rate"),
+        )
+    ),
+    *(
+        ("inet", f"drops_{reason}")
+        for reason in (
+            *("no_entry", "path", "node", "dhcp", "transit", "in_own_source", "in_dhcp", "in_redirect", "in_invalid"),
+            *("in_profile", "in_no_entry"),
+        )
+    ),
+)
+
 Command = Mapping[str, object]
 Value = str | int
 
@@ -77,9 +95,25 @@ def uplink_elements(uplink: str) -> tuple[Element, ...]:
     return Element("inet", "uplinks", (uplink,)), Element("arp", "arp_source", (uplink,), "0.0.0.0")
 
 
+def elements_of_nic(nic: Routed, generation: int, uplink: str) -> list[Element]:
+    """Every element that goes with the NIC."""
+    return [*elements(nic, generation), Element("inet", "paths", (nic.tap, uplink))]
+
+
+def replace(tap: str, remembered: Iterable[Element]) -> list[Command]:
+    """The commands that take away what an earlier guest of this name was given, and what was counted for it."""
+    old = list(remembered)
+    if not old:
+        return []
+    counted = [Element(family, name, (tap,)) for family, name in COUNTERS]
+    # Adding first makes deleting succeed whether the packets' path has made the element or not.
+    emptied = [change(verb, element) for element in counted for verb in ("add", "delete")]
+    return [*(change("delete", element) for element in old), *emptied]
+
+
 def up(nic: Routed, generation: int, uplink: str) -> list[Command]:
     """The commands that open a silent NIC, for one transaction."""
-    wanted = [*elements(nic, generation), Element("inet", "paths", (nic.tap, uplink)), *uplink_elements(uplink)]
+    wanted = [*elements_of_nic(nic, generation, uplink), *uplink_elements(uplink)]
     chain = {"family": "netdev", "table": TABLE, "name": nic.tap}
     hook = {"type": "filter", "hook": "ingress", "dev": nic.tap, "prio": PRIORITY, "policy": "drop"}
     rule = {"family": "netdev", "table": TABLE, "chain": nic.tap, "expr": [{"jump": {"target": "guest"}}]}

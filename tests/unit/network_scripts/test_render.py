@@ -115,3 +115,17 @@ def test_numbers_too_large_for_json_are_text() -> None:
         "0x20010db800010000a80000fffe123456",
         "0xfe80000000000000a80000fffe123456",
     }
+
+
+def test_the_counters_are_those_of_the_base_ruleset() -> None:
+    for family in ("netdev", "inet"):
+        table = re.search(rf"table {family} snf_network {{(.*?)\n}}", TEMPLATE, re.DOTALL)
+        assert table is not None
+        assert set(re.findall(r"\tset (drops_\w+) ", table[1])) == {n for f, n in render.COUNTERS if f == family}
+
+
+def test_replacing_takes_all_that_is_remembered_away() -> None:
+    remembered = render.elements_of_nic(routed(), 5, "eth1")
+    deleted = [c["delete"]["element"]["name"] for c in render.replace("tap3", remembered) if "delete" in c]  # type: ignore[index]
+    assert deleted[: len(remembered)] == [element.name for element in remembered]
+    assert render.replace("tap3", ()) == []

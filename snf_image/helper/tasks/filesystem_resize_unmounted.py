@@ -25,8 +25,8 @@ def run(context: Context) -> None:
         return
     found = filesystems.identify(context.disk.read_start(partition, filesystems.WINDOW))
     if found is None or found.kind != "ext4":
-        if found is None or found.kind not in ("xfs", "btrfs"):
-            context.warn(f"partition {partition.number} holds no file system that can grow here")
+        kind = found.kind if found is not None else "no known file system"
+        context.warn(f"partition {partition.number} was made larger, but what it holds was not ({kind})")
         return
     node = context.disk.node_of(partition)
     code, text = programs.run(["/usr/sbin/e2fsck", "-f", "-p", node], timeout=CHECK_TIMEOUT, allowed=(0, 1, 4, 8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import re
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,8 @@ def test_gpt(helper: Path, make: Make) -> None:
     run = vm.customize(helper, vm.request(), [image])
     assert run.result.ok, run.result.message
     assert run.result.facts["partition_table"] == "gpt"
+    verdict = subprocess.run(["sfdisk", "--verify", image], capture_output=True, text=True, check=True)
+    assert "No errors detected." in verdict.stdout
     assert vm.partition_end(image) == 2 * 1024 * 1024 - 2048
     assert vm.debugfs(image, "fsck")
 
@@ -135,6 +138,27 @@ def test_an_unusable_image_is_named(helper: Path, make: Make, spoil: Callable[[P
     run = vm.customize(helper, vm.request(), [image])
     assert not run.result.ok
     assert reason in str(run.result.message)
+
+
+def test_a_damaged_file_system_ends_the_run_and_nothing_else(helper: Path, make: Make) -> None:
+    image = make()
+    # The group descriptors and the first inode table.
+    _overwrite(image, vm.MIB + 4096, b"\xa5" * vm.MIB)
+    run = vm.customize(helper, vm.request(), [image])
+    assert run.code == 0
+    assert not run.result.ok
+    assert run.result.task == "FilesystemResizeUnmounted"
+    assert "is damaged" in str(run.result.message)
+
+
+def test_a_dirty_journal_is_replayed(helper: Path, make: Make) -> None:
+    """A clone of a running machine's disk: the file system says that it was not unmounted."""
+    image = make()
+    offset = f"{image}?offset={vm.MIB}"
+    subprocess.run(["debugfs", "-w", "-R", "set_super_value state 0", offset], check=True, capture_output=True)
+    run = vm.customize(helper, vm.request(), [image])
+    assert run.result.ok, run.result.message
+    assert vm.debugfs(image, "fsck")
 
 
 def _overwrite(image: Path, offset: int, data: bytes) -> None:

@@ -32,6 +32,9 @@ FORGED6 = "2001:db8:1::bad"
 MARKER = "/root/written-before-the-snapshot"
 DISK = "2G"
 
+#: Seconds that the wire is watched while a guest sends with forged addresses.
+WATCH = 25
+
 #: Seconds that a guest may need to boot under emulation, all of them at once.
 BOOT = 300.0
 
@@ -202,7 +205,7 @@ def no_forgery(guest: Guest, tell: Callable[[Guest, str], str]) -> str:
     )
     with tempfile.TemporaryFile() as output:
         interface = json.loads(outside("ip", "-j", "-4", "route", "get", guest.ip))[0]["dev"]
-        arguments = ["/usr/bin/python3", str(ROOT / "tests/demo/watch.py"), interface, "40"]
+        arguments = ["/usr/bin/python3", str(ROOT / "tests/demo/watch.py"), interface, str(WATCH)]
         addresses = [guest.ip, FORGED, FORGED6]
         watch = spawn([TESTBED, "exec", "outside", *arguments, *addresses], stdout=output.fileno())
         try:

@@ -96,7 +96,10 @@ def _rename(call: OsCall) -> None:
 def _verify(call: OsCall) -> None:
     if sys.argv[1:] not in ([], ["parameters"]):
         raise InputError(message=f"verify: {sys.argv[1][:40]!r} is not something that can be verified; parameters is")
-    parameters.parse(call.parameters)
+    wanted = parameters.parse(call.parameters)
+    # Ganeti keeps an instance whose create fails, disks included: what can be known of the image is said before.
+    with source.opened(wanted.image, config.load().image.image_directory):
+        pass
 
 
 _ACTIONS: Mapping[Action, Callable[[OsCall], None]] = {

@@ -117,7 +117,8 @@ def add_instance(report: Report, name: str, origin: str, profile: str, keys: Key
     """One plain `gnt-instance add`, as an administrator types it."""
     with report.step(f"gnt-instance add {name}: clone, customize, start ({profile})") as words:
         in_node(
-            *("gnt-instance", "add", "-n", "node1", "-t", "ext", "--disk", f"0:size={DISK},provider=archipelago,{origin}"),
+            *("gnt-instance", "add", "-n", "node1", "-t", "ext"),
+            *("--disk", f"0:size={DISK},provider=archipelago,{origin}"),
             *("-o", "snf-image+default", "-O", f"img_id=null,img_format=diskdump,auth_keys={keys.public}"),
             *("--os-parameters-private", f"img_passwd={keys.password}"),
             *("--net", "0:ip=pool,network=public", "--tags", f"synnefo:network:0:{profile}"),

@@ -34,12 +34,19 @@ def device_of(directory: str) -> str:
     try:
         with open(f"{directory}/loop", encoding="ascii") as stream:
             number = int(stream.read())
-        with open(f"/sys/block/loop{number}/loop/backing_file", encoding="utf-8") as stream:
-            backing = stream.read().rstrip("\n")
     except (OSError, ValueError):
         return ""
-    device = f"/dev/loop{number}"
-    return device if backing == f"{directory}/disk" and os.path.exists(device) else ""
+    return f"/dev/loop{number}" if is_loop_of(directory, number) else ""
+
+
+def is_loop_of(directory: str, number: int) -> bool:
+    """Whether a loop device stands on the volume's file."""
+    try:
+        with open(f"/sys/block/loop{number}/loop/backing_file", encoding="utf-8") as stream:
+            backing = stream.read().rstrip("\n")
+    except OSError:
+        return False
+    return number > 0 and backing == f"{directory}/disk" and os.path.exists(f"/dev/loop{number}")
 
 
 def text(device: str, socket_path: str) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from extstorage import apply, catalog, servers
 from extstorage.errors import AlreadyThereError, BadNameError
+from extstorage.identity import ids_of
 from extstorage.names import LONGEST_NAME, check_name
 from extstorage.servers import Site
 from extstorage.store import Info
@@ -123,11 +124,10 @@ def _served(site: Site, name: str) -> Iterator[str]:
     """A server that ends with us, even if we are killed."""
     directory = servers.prepare_directory(site, name)
     (directory / "nbd.sock").unlink(missing_ok=True)
-    user: list[str | Path] = ["--user", site.user] if os.geteuid() == 0 else []
     process = spawn(
         [
-            *("nbdkit", "--foreground", "--exit-with-parent", "--unix", site.socket(name), *user),
-            *("python", servers.PLUGIN, f"volume={name}", f"store={site.store}", f"run={directory}"),
+            *(*_becoming(site), "nbdkit", "--foreground", "--exit-with-parent", "--unix", str(site.socket(name))),
+            *("python", str(servers.PLUGIN), f"volume={name}", f"store={site.store}", f"run={directory}"),
         ]
     )
     try:
@@ -136,6 +136,14 @@ def _served(site: Site, name: str) -> Iterator[str]:
     finally:
         _end(process)
         servers.remove_directory(site, name)
+
+
+def _becoming(site: Site) -> list[str]:
+    """Change the user before nbdkit starts: a change afterwards (--user) undoes --exit-with-parent."""
+    if os.geteuid() != 0:
+        return []
+    user, group = ids_of(site.user)
+    return ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups"]
 
 
 def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:

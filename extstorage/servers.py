@@ -12,6 +12,7 @@ import fcntl
 import os
 import select
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -133,17 +134,17 @@ def stop(site: Site, name: str) -> None:
         return
     if not is_running(site, name):
         return
-    pid = int(str(control.call(site.directory(name), name, "status")["pid"]))
     with contextlib.suppress(ProcessLookupError):
-        process = os.pidfd_open(pid)
+        process = os.pidfd_open(int((site.directory(name) / "nbdkit.pid").read_text()))
         try:
-            control.call(site.directory(name), name, "stop")
+            with contextlib.suppress(ServerError):  # it may be ending already
+                control.call(site.directory(name), name, "stop")
             # Readable when the process has ended, also while nobody has collected its exit status.
             ended, _, _ = select.select([process], [], [], STOP_TIMEOUT)
         finally:
             os.close(process)
         if not ended:
-            raise ServerError(name=name, message=f"nothing; process {pid} did not end within {STOP_TIMEOUT:g} s")
+            raise ServerError(name=name, message=f"nothing; it did not end within {STOP_TIMEOUT:g} s")
 
 
 def remove_directory(site: Site, name: str) -> None:
@@ -166,7 +167,9 @@ def start_device(site: Site, name: str) -> str:
         stop_device(site, name)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         (directory / "disk").touch()
-        spawn(["nbdfuse", directory / "disk", "--unix", site.socket(name)], new_session=True)
+        # Not our stderr: who reads it would wait for the end of nbdfuse.
+        command = ["nbdfuse", str(directory / "disk"), "--unix", str(site.socket(name))]
+        spawn(command, new_session=True, stderr=subprocess.DEVNULL)
         set_up_loop(site, name)
     device = answer.device_of(str(directory))
     if not device:
@@ -226,11 +229,11 @@ def stop_device(site: Site, name: str) -> None:
 def take_down_loop(site: Site, name: str) -> None:
     """Detach the loop device, wait until it is gone, and unmount nbdfuse's file. Also what the device's unit runs."""
     directory = site.device_directory(name)
-    device = answer.device_of(str(directory))
-    if device:
+    # Not only the recorded one: an attach may have been killed before it wrote the record.
+    for device in (f"/dev/loop{n}" for n in _loop_numbers() if answer.is_loop_of(str(directory), n)):
         run(["blockdev", "--flushbufs", device], allowed=(0, 1), timeout=STOP_TIMEOUT)
         run(["losetup", "--detach", device], timeout=STOP_TIMEOUT)
-        if not _wait(lambda: not answer.device_of(str(directory)), START_TIMEOUT):
+        if not _wait(lambda at=int(device[9:]): not answer.is_loop_of(str(directory), at), START_TIMEOUT):  # type: ignore[misc]
             raise NoDeviceError(name=name, reason=f"{device} is still in use and can't be detached")
     (directory / "loop").unlink(missing_ok=True)
     if os.path.ismount(directory / "disk"):

@@ -85,8 +85,10 @@ def _unit_command(sandbox: Sandbox) -> list[str]:
 def _root() -> Path:
     """An empty root file system for the unit: mount points, and the links that programs expect beside /usr."""
     root = ROOT
-    for name in ("usr", "etc", "proc", "sys", "dev", "run", "tmp", "var/tmp", "sandbox"):
+    for name in (".", "usr", "etc", "proc", "sys", "dev", "run", "tmp", "var", "var/tmp", "sandbox"):
         (root / name).mkdir(parents=True, exist_ok=True)
+        # The unit's user must come through, whatever the caller's umask: Ganeti 3.1's node daemon has 077.
+        (root / name).chmod(0o755)
     for name in ("bin", "sbin", "lib", "lib64"):
         with contextlib.suppress(FileExistsError):
             (root / name).symlink_to(f"usr/{name}")

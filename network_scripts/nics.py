@@ -12,8 +12,8 @@ from ganeti_plugin import files, log
 from ganeti_plugin.contract.nic import Nic
 from ganeti_plugin.errors import CommandError, Error
 from ganeti_plugin.settings import Network
-from network_scripts import apply, intent, links, node, records, render
-from network_scripts.intent import Routed
+from network_scripts import apply, flows, intent, links, node, records, render
+from network_scripts.intent import Profile, Routed
 
 #: Of a guest's interface on the node.
 SYSCTLS_IPV4 = (("forwarding", "1"), ("proxy_arp", "1"), ("rp_filter", "0"), ("send_redirects", "0"))
@@ -40,6 +40,7 @@ def up(nic: Nic, settings: Network) -> Routed:
         node.set_uplink_sysctls(uplink)
         _prepare_tap(wanted)
         _open_firewall(wanted, generation, uplink, settings)
+        _forget_flows(wanted)
         _route(wanted, uplink)
     except BaseException:
         silence(wanted.tap)
@@ -90,6 +91,17 @@ def _open_firewall(wanted: Routed, generation: int, uplink: str, settings: Netwo
             present = apply.listing()
         old = render.down([wanted.tap], present.elements, present.chains) if present else []
         apply.transact([*old, *commands])
+
+
+def _forget_flows(wanted: Routed) -> None:
+    """Hold connections that were opened under another profile to the new one, before the link is up."""
+    if wanted.profile is Profile.UNPROTECTED:
+        return
+    if wanted.ipv4:
+        flows.forget(wanted.ipv4.address)
+    if wanted.ipv6:
+        for address in wanted.ipv6.addresses:
+            flows.forget(address)
 
 
 def _route(wanted: Routed, uplink: str) -> None:

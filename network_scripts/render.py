@@ -62,6 +62,7 @@ def elements(nic: Routed, generation: int) -> Iterator[Element]:
     """
     tap = nic.tap
     yield Element("inet", "owner", (tap,), generation)
+    yield Element("inet", "guests", (tap,))
     yield Element("netdev", "macs", (tap, nic.mac))
     yield Element("netdev", "routed", (tap,))
     yield Element("netdev", "marks", (tap,), nic.mark)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import time
 from collections.abc import Iterator
@@ -182,10 +183,33 @@ def test_the_base_ruleset_loaded_again_keeps_guests(fresh: Guest) -> None:
     assert pings(fresh)
 
 
+@pytest.mark.parametrize("family", ["ip", "ip6"])
+def test_a_tighter_profile_ends_what_the_old_one_let_in(fresh: Guest, family: str) -> None:
+    """N73: an open connection does not go on as an established one."""
+    fresh.up()
+    kind = socket.AF_INET6 if family == "ip6" else socket.AF_INET
+    address = getattr(fresh, family)
+    with (
+        fresh.space.endpoint(kind, socket.SOCK_STREAM) as listener,
+        fresh.lab.router.endpoint(kind, socket.SOCK_STREAM) as client,
+    ):
+        listener.bind((address, 80))
+        listener.listen()
+        client.settimeout(5)
+        client.connect((address, 80))
+        server = listener.accept()[0]
+        server.settimeout(1)
+        client.send(b"one")
+        assert server.recv(3) == b"one"
+        fresh.up(TAGS="limited")
+        client.send(b"two")
+        with pytest.raises(TimeoutError):
+            server.recv(3)
+        server.close()
+
+
 def test_announced_on_the_uplink(fresh: Guest) -> None:
     """L05: the outside learns at once where the guest is."""
-    import socket
-
     with fresh.lab.router.packets("eth0") as wire:
         fresh.up()
         target = socket.inet_aton(fresh.ip)

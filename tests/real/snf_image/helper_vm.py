@@ -65,15 +65,15 @@ def make_tree(folder: Path, extra: dict[str, tuple[str, int]] | None = None) -> 
 
 
 def make_disk(
-    image: Path, tree: Path, *, label: str = "dos", size: int = 256 * MIB, disk: int = 1024 * MIB, kind: str = "ext4"
+    image: Path, tree: Path, *, label: str = "dos", size: int = 256 * MIB, disk: int = 1024 * MIB, name: str = "root"
 ) -> Path:
-    """A disk of `disk` bytes that begins with an image of `size` bytes: one partition with `tree`."""
+    """A disk of `disk` bytes that begins with an image of `size` bytes: one ext4 partition, `name`, with `tree`."""
     with image.open("wb") as stream:
         stream.truncate(size)
     script = f"label: {label}\nstart=2048, type={'83' if label == 'dos' else 'linux'}\n"
     subprocess.run(["sfdisk", "-q", image], input=script.encode(), check=True)
     blocks = (size - MIB - (MIB if label == "gpt" else 0)) // 4096
-    command = [f"mkfs.{kind}", "-q", "-F", "-L", "root", "-b", "4096", "-d", str(tree), "-E", f"offset={MIB}"]
+    command = ["mkfs.ext4", "-q", "-F", "-L", name, "-b", "4096", "-d", str(tree), "-E", f"offset={MIB}"]
     subprocess.run([*command, str(image), str(blocks)], check=True)
     os.truncate(image, disk)
     return image

@@ -115,6 +115,40 @@ def test_personality_and_a_given_hash(helper: Path, make: Make) -> None:
     assert "root:$6$x$y:" in vm.read_file(image, "etc/shadow")
 
 
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_a_second_disk_that_fstab_mounts(warm_helper: Path, make: Make, tmp_path: Path, *, is_warm: bool) -> None:
+    """The user's home lies on another disk: the key must go there, not below the mount point."""
+    fstab = "LABEL=root / ext4 errors=remount-ro 0 1\nLABEL=data /home ext4 defaults 0 2\n"
+    image = make({"etc/fstab": (fstab, 0o644)})
+    (tmp_path / "data/user").mkdir(parents=True)
+    data = vm.make_disk(tmp_path / "second", tmp_path / "data", name="data", size=64 * vm.MIB, disk=64 * vm.MIB)
+    disks = tuple(protocol.Disk(index=number, serial=f"snf-disk-{number}") for number in range(2))
+    wanted = vm.request(disks=disks, users=("user",))
+    run = vm.customize(warm_helper, wanted, [image, data], is_warm=is_warm)
+    assert run.result.ok, run.result.message
+    assert vm.read_file(data, "user/.ssh/authorized_keys").startswith("ssh-ed25519")
+    assert "User:  1000" in vm.debugfs(data, "stat /user/.ssh/authorized_keys")
+    assert ".ssh" not in vm.debugfs(image, "ls -p /home/user")
+    assert vm.debugfs(image, "fsck")
+    assert vm.debugfs(data, "fsck")
+
+
+def test_two_roots_are_not_guessed_between(helper: Path, make: Make, tmp_path: Path) -> None:
+    """Two partitions with an fstab: an error names them, and ROOT_PARTITION decides."""
+    image = make(size=64 * vm.MIB, disk=512 * vm.MIB)
+    script = f"label: dos\nstart=2048, size={63 * 2048}, type=83\nstart={200 * 2048}, type=83\n"
+    subprocess.run(["sfdisk", "-q", "--wipe=never", image], input=script.encode(), check=True)
+    blocks = str((512 - 200) * vm.MIB // 4096 - 256)
+    command = ["mkfs.ext4", "-q", "-F", "-b", "4096", "-d", str(tmp_path / "tree"), "-E", f"offset={200 * vm.MIB}"]
+    subprocess.run([*command, str(image), blocks], check=True)
+    run = vm.customize(helper, vm.request(), [image])
+    assert "partitions 1, 2 of the image may all be the root" in str(run.result.message)
+    run = vm.customize(helper, vm.request(properties={"ROOT_PARTITION": "1"}), [image])
+    assert run.result.ok, run.result.message
+    assert run.result.facts["root_partition"] == "1"
+    assert run.result.facts["grown_partition"] == "2"
+
+
 def test_two_runs_give_two_identities(helper: Path, make: Make) -> None:
     seen = set()
     for _ in range(2):

@@ -122,6 +122,7 @@ _PROPERTIES: Mapping[str, str] = {
     # Nowhere to write, so that nothing of the node can be filled.
     "ReadOnlyPaths": "+/tmp +/var/tmp +/run -+/dev/shm -+/dev/mqueue",
     "BindReadOnlyPaths": "/usr -/etc/ld.so.cache -/etc/alternatives",
+    "InaccessiblePaths": "+/sys",
     "ProtectProc": "invisible",
     "ProcSubset": "pid",
     "CapabilityBoundingSet": "",

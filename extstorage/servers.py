@@ -240,4 +240,3 @@ def take_down_loop(site: Site, name: str) -> None:
         run(["umount", directory / "disk"], timeout=STOP_TIMEOUT)
     if os.path.ismount(directory / "disk"):
         warning("%s is still mounted", directory / "disk")
-

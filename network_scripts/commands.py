@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from typing import TYPE_CHECKING
 
 from ganeti_plugin import config, log
 from ganeti_plugin.contract import nic as contract
 from ganeti_plugin.errors import InputError, StateError
+
+if TYPE_CHECKING:
+    from network_scripts.render import Listing
 
 USAGE = """usage: snf-network COMMAND
 
@@ -82,14 +87,19 @@ def _status() -> int:
     if present is None:
         raise NotSetUpError
     for tap in sorted(present.interfaces()):
-        facts = sorted(
-            {
-                f"{e.name}={e.key[1] if len(e.key) > 1 else e.value}"
-                for e in present.elements
-                if e.interface == tap and e.name in ("macs", "addr4", "addr6", "profiles", "paths")
-            }
-        )
-        sys.stdout.write(f"{tap}: {' '.join(facts)}\n")
+        sys.stdout.write(f"{tap}: {_facts(present, tap)}\n")
     for (reason, tap), packets in sorted(present.drops.items(), key=lambda item: (item[0][1], item[0][0])):
         sys.stdout.write(f"{tap}: dropped {packets} ({reason.removeprefix('drops_')})\n")
     return 0
+
+
+def _facts(present: Listing, tap: str) -> str:
+    """What a guest is given, in words: mac=... ip=... profile=... uplink=..."""
+    words = {"macs": "mac", "addr4": "ip", "addr6": "ip", "profiles": "profile", "paths": "uplink"}
+    facts = []
+    for element in present.elements:
+        if element.interface == tap and element.name in words:
+            # A profile is the name of a chain; of the others, the second part of the key is of interest.
+            value = element.key[1] if len(element.key) > 1 else re.sub(r".*profile_(\w+).*", r"\1", str(element.value))
+            facts.append(f"{words[element.name]}={value}")
+    return " ".join(sorted(set(facts)))

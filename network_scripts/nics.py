@@ -18,7 +18,6 @@ from network_scripts.intent import Profile, Routed
 #: Of a guest's interface on the node.
 SYSCTLS_IPV4 = (("forwarding", "1"), ("proxy_arp", "1"), ("rp_filter", "0"), ("send_redirects", "0"))
 SYSCTLS_IPV6 = (
-    ("disable_ipv6", "0"),
     ("accept_ra", "0"),
     ("autoconf", "0"),
     ("accept_redirects", "0"),
@@ -32,6 +31,8 @@ SYSCTLS_IPV6 = (
 def up(nic: Nic, settings: Network) -> Routed:
     """Set a routed NIC up. Raises Error, and the NIC stays silent."""
     wanted = intent.routed(nic, settings.gateway_mac, links.table_names())
+    if not links.has_ipv6():
+        wanted = wanted._replace(ipv6=None)
     generation = links.index(wanted.tap)
     uplink = node.uplink_of(wanted.table, settings)
     try:
@@ -67,6 +68,8 @@ def _prepare_tap(wanted: Routed) -> None:
     links.set_sysctl(f"ipv4/neigh/{wanted.tap}/proxy_delay", "0")
     if not links.has_ipv6():
         return
+    # To a guest without IPv6, the node does not speak it either.
+    links.set_sysctl(f"ipv6/conf/{wanted.tap}/disable_ipv6", "0" if wanted.ipv6 else "1")
     for name, value in SYSCTLS_IPV6:
         links.set_sysctl(f"ipv6/conf/{wanted.tap}/{name}", value)
     links.set_sysctl(f"ipv6/neigh/{wanted.tap}/proxy_delay", "0")

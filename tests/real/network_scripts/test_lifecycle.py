@@ -248,3 +248,11 @@ def test_nic_up_is_fast(fresh: Guest) -> None:
         reap(fresh.lab)
         fresh.plug()
     assert statistics.median(seconds) < 0.3
+
+
+def test_the_node_speaks_no_ipv6_to_a_guest_without_it(fresh: Guest) -> None:
+    """N65, the other way."""
+    fresh.up(NETWORK_SUBNET6="ABSENT", NETWORK_GATEWAY6="ABSENT")
+    assert pings(fresh)
+    assert fresh.lab.node.run("ip", "-6", "addr", "show", "dev", fresh.tap).stdout == ""
+    assert fresh.ip6 not in fresh.lab.node.run("ip", "-6", "neigh", "show", "proxy").stdout

@@ -133,12 +133,13 @@ def test_an_instance_on_debian_13_with_a_block_device() -> None:
     assert in_node("cat", "/etc/debian_version").startswith("13")
     in_node("archipelago", "image", "import", IMAGE, IMAGE_FILE, "--format", "raw")
     in_node(*NETWORK)
-    in_node("gnt-network", "connect", "public", "routed", "100")
+    # Ganeti 3.1 no longer takes mode and link as arguments.
+    in_node("gnt-network", "connect", "--nic-parameters=mode=routed,link=100", "public")
     name = "thirteen.test"
     in_node(
         *("gnt-instance", "add", "-t", "ext", "--disk", f"0:size=1G,provider=archipelago,origin={IMAGE}"),
         *("-o", "snf-image+default", "-O", "img_id=null,img_format=diskdump", "--net", "0:ip=pool,network=public"),
-        *("-B", "minmem=128M,maxmem=128M,vcpus=1", "--no-name-check", "--no-ip-check", name),
+        *("-B", "minmem=128M,maxmem=128M,vcpus=1", name),
     )
     assert in_node("gnt-instance", "list", "--no-headers", "-o", "status", name) == "running"
     assert "/dev/loop" in in_node("gnt-instance", "info", name)

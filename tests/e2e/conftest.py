@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, ROOT, TESTBED, done, host, is_up, tried
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def node1() -> Iterator[str]:
     """The name of a node that is ready for `gnt-instance add`. A testbed that is already up is used and left up."""
     was_up = is_up()

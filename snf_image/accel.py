@@ -63,7 +63,7 @@ def _works(helper: str, proof: Callable[[], bool]) -> bool:
         return known.works
     verdict = Verdict(key=key, works=proof())
     if not verdict.works:
-        log.warning("KVM is there but runs no guest within %g seconds: the helper VM is emulated", PROOF_TIMEOUT)
+        log.warning("KVM is there but does not run a helper VM: it is emulated")
     write_atomically(path, verdict.encoded(), mode=0o600, durable=False)
     return verdict.works
 

@@ -92,7 +92,7 @@ def wait_for_hello(chosen: Settings) -> bool:
         with started(chosen, []) as process:
             return _Session(process, chosen.seconds, Conversation("00" * 8)).wait_for_hello()
     except StateError as error:
-        log.debug("the proof failed: %s", error)
+        log.info("no helper VM under KVM: %s", error)
         return False
 
 
@@ -164,6 +164,7 @@ class _Session:
         while self._selector.get_map():
             if any(isinstance(reply, Hello) for reply in self._turn()):
                 return True
+        self.outcome()  # raises, with the reason why it ended so soon
         return False
 
     def outcome(self) -> Outcome:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""One run for one disk, a bounded number of helper VMs, and hands off a running instance."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from snf_image import locks
+from snf_image.locks import BusyDiskError, QueueError, RunningInstanceError
+from snf_image.targets import Kind, Place, Target
+
+
+@pytest.fixture(autouse=True)
+def _directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "DIRECTORY", tmp_path / "run")
+
+
+def target(identity: str, index: int = 0) -> Target:
+    return Target(place=Place(index=index, kind=Kind.DEVICE, path="/dev/x"), fd=-1, identity=identity, size=1)
+
+
+def test_a_disk_is_held_by_one(tmp_path: Path) -> None:
+    """V08."""
+    with locks.disks([target("a"), target("b", 1)]):
+        with pytest.raises(BusyDiskError, match="disk 1 is in use"), locks.disks([target("b", 1)]):
+            pass
+        with locks.disks([target("c")]):
+            pass
+    with locks.disks([target("b"), target("a")]):
+        pass
+    assert not list((tmp_path / "run").glob("disk-*"))
+
+
+def test_places(tmp_path: Path) -> None:
+    """V13."""
+    with locks.turn(2, 0), locks.turn(2, 0):
+        with pytest.raises(QueueError, match="2 helper VMs are running"), locks.turn(2, 0.2):
+            pass
+        with locks.turn(3, 0):
+            pass
+    with locks.turn(1, 0):
+        pass
+
+
+@pytest.mark.parametrize(("content", "refuses"), [(str(os.getpid()), True), ("999999999", False), ("nonsense", False)])
+def test_running_instance(tmp_path: Path, content: str, refuses: bool) -> None:
+    (tmp_path / "web1").write_text(f"{content}\n")
+    if refuses:
+        with pytest.raises(RunningInstanceError, match="web1 is running"):
+            locks.refuse_running("web1", tmp_path)
+    else:
+        locks.refuse_running("web1", tmp_path)
+    locks.refuse_running("web2", tmp_path)

@@ -15,7 +15,7 @@ from ganeti_plugin import log
 from ganeti_plugin.errors import InputError, StateError
 from ganeti_plugin.files import LockedError, locked
 from ganeti_plugin.run import run
-from tests.testbed import cgroup, cluster, node, roots, world
+from tests.testbed import ceph, cgroup, cluster, node, roots, world
 from tests.testbed.layout import CACHE, LOCK, MOST_NODES, RELEASES, SCRATCH, STATE, Node
 
 EXEC_LEAF = "exec"
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--nodes", type=int, default=1, metavar="N", help="how many nodes, 1 to 8 (default 1)")
     up.add_argument("--release", choices=RELEASES, default=RELEASES[0], help="Debian release of the nodes")
     up.add_argument("--tools", action="store_true", help="also install the programs that tests inside of nodes need")
+    up.add_argument("--ceph", action="store_true", help="also a real Ceph (one monitor, one OSD in memory) on node1")
     up.add_argument("--fresh", action="store_true", help="install the packages anew, even if nothing has changed")
     up.add_argument("--no-cluster", action="store_true", help="boot the nodes, but initialize no cluster")
     up.add_argument("--access", choices=("userspace", "kernelspace"), help="of ext disks (default by release)")
@@ -94,12 +95,15 @@ def up(arguments: argparse.Namespace) -> None:
     roots.need_base(made)
     world.start()
     try:
-        layer = _layer(made, tools=arguments.tools, fresh=arguments.fresh)
+        extra = roots.Extra(tools=arguments.tools, ceph=arguments.ceph)
+        layer = _layer(made, extra, fresh=arguments.fresh)
         nodes = [Node(index=index) for index in range(1, arguments.nodes + 1)]
         for one in nodes:
             log.info("booting %s", one.name)
             node.boot(one, [layer, made.base], nodes=len(nodes))
         (STATE / "nodes.json").write_text(json.dumps({"nodes": len(nodes), "release": arguments.release}))
+        if arguments.ceph:
+            ceph.make(nodes)
         if not arguments.no_cluster:
             default = "userspace" if arguments.release == "bookworm" else "kernelspace"
             cluster.make(nodes, access=arguments.access or default)
@@ -117,21 +121,21 @@ def _keep_logs() -> None:
     log.warning("the testbed did not come up; its logs are in %s", target)
 
 
-def _layer(made: roots.Roots, *, tools: bool, fresh: bool) -> Path:
+def _layer(made: roots.Roots, extra: roots.Extra, *, fresh: bool) -> Path:
     """The layer in which apt installed our packages, made in a booted node unless it is cached."""
     with (
         locked(made.archives.with_suffix(".lock"), timeout=LAYER_PATIENCE),
         # tests/packaging/build-packages must not replace the packages while apt reads them.
         locked(roots.REPOSITORY.with_name(".packages.lock"), timeout=LAYER_PATIENCE, shared=True),
     ):
-        layer = made.layer(tools=tools)
+        layer = made.layer(extra)
         if fresh or not layer.exists():
-            _make_layer(made, layer, tools=tools)
+            _make_layer(made, layer, extra)
     return layer
 
 
-def _make_layer(made: roots.Roots, layer: Path, *, tools: bool) -> None:
-    packages = ("snf-ganeti", *(roots.TOOLS if tools else ()))
+def _make_layer(made: roots.Roots, layer: Path, extra: roots.Extra) -> None:
+    packages = ("snf-ganeti", *extra.packages())
     log.info("fetching what apt needs for %s", packages[0])
     roots.download(made, packages)
     builder = Node(index=8)
@@ -140,15 +144,14 @@ def _make_layer(made: roots.Roots, layer: Path, *, tools: bool) -> None:
     node.inside(builder, ["sh", "-ec", f"{UPDATE}; {INSTALL} {' '.join(packages)}; rm -f /etc/machine-id"], timeout=900)
     node.power_off(builder)
     shutil.rmtree(layer, ignore_errors=True)
-    _remove_old_layers(layer)
+    _remove_old_layers(layer, made.release)
     shutil.move(builder.directory / "upper", layer)
     node.forget(builder)
 
 
-def _remove_old_layers(layer: Path, *, keep: int = 4) -> None:
+def _remove_old_layers(layer: Path, release: str, *, keep: int = 4) -> None:
     """Keep the newest layers only: one may be in use by a testbed in another slot."""
-    kind = layer.name.rsplit("-", 2 if layer.name.endswith("-tools") else 1)[0]
-    old = sorted(layer.parent.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
+    old = sorted(layer.parent.glob(f"layer-{release}-*"), key=lambda path: path.stat().st_mtime)
     for path in old[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
 

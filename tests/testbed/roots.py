@@ -15,6 +15,7 @@ from pathlib import Path
 from ganeti_plugin import log
 from ganeti_plugin.errors import StateError
 from ganeti_plugin.run import run
+from tests.testbed import ceph
 from tests.testbed.layout import CACHE, TREE
 
 #: Before Ganeti: what every Debian server has. The small kernel, since nothing here boots it but helper VMs.
@@ -33,6 +34,20 @@ REPOSITORY = TREE / "build/repo"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Extra:
+    """What is installed beside our packages."""
+
+    tools: bool
+    ceph: bool
+
+    def packages(self) -> tuple[str, ...]:
+        return (*(TOOLS if self.tools else ()), *(ceph.PACKAGES if self.ceph else ()))
+
+    def suffix(self) -> str:
+        return f"{'-tools' if self.tools else ''}{'-ceph' if self.ceph else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Roots:
     """The roots of one release."""
 
@@ -47,8 +62,8 @@ class Roots:
         """apt's downloaded packages, so that a second run needs no network."""
         return CACHE / "testbed" / f"archives-{self.release}"
 
-    def layer(self, *, tools: bool) -> Path:
-        return CACHE / "testbed" / f"layer-{self.release}-{packages_digest()}{'-tools' if tools else ''}"
+    def layer(self, extra: Extra) -> Path:
+        return CACHE / "testbed" / f"layer-{self.release}-{packages_digest()}{extra.suffix()}"
 
 
 def packages_digest() -> str:

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A real Ceph for the nodes: one monitor and one OSD on the first node, its objects in memory.
+
+No key is asked for: the management network is the testbed's own. Everything ends with the node.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from ganeti_plugin import log
+from tests.testbed.layout import Node
+from tests.testbed.node import inside
+
+PACKAGES = ("ceph-common", "ceph-mon", "ceph-osd", "python3-rados")
+POOL = "snf-archipelago"
+
+CONFIGURATION = """[global]
+fsid = {fsid}
+mon_host = {address}
+mon_initial_members = {name}
+auth_cluster_required = none
+auth_service_required = none
+auth_client_required = none
+public_addr = {address}
+osd_objectstore = memstore
+memstore_device_bytes = 4294967296
+osd_crush_chooseleaf_type = 0
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+mon_allow_pool_size_one = true
+mon_warn_on_pool_no_redundancy = false
+"""
+
+#: Arguments: monitor's name, its address, fsid, pool. Not by the units of the packages: those want prepared devices.
+START = """
+name=$1 address=$2 fsid=$3
+mkdir -p /var/lib/ceph/mon/ceph-$name /var/lib/ceph/osd/ceph-0 /run/ceph
+monmaptool --create --clobber --add $name $address --fsid $fsid /run/ceph/monmap >/dev/null
+ceph-mon --mkfs -i $name --monmap /run/ceph/monmap
+chown -R ceph: /var/lib/ceph /run/ceph
+systemd-run --quiet --unit=testbed-ceph-mon ceph-mon -f -i $name --setuser ceph --setgroup ceph
+identity=$(cat /proc/sys/kernel/random/uuid)
+timeout 60 ceph osd new $identity >/dev/null
+ceph-osd -i 0 --mkfs --osd-uuid $identity --setuser ceph --setgroup ceph >/dev/null 2>&1
+systemd-run --quiet --unit=testbed-ceph-osd ceph-osd -f -i 0 --setuser ceph --setgroup ceph
+timeout 60 sh -c 'until ceph osd stat | grep -q "1 up"; do sleep 0.3; done'
+timeout 60 ceph osd pool create $4 8 >/dev/null 2>&1
+timeout 60 ceph osd pool application enable $4 snf-archipelago >/dev/null 2>&1
+timeout 60 rados -p $4 put testbed /etc/hostname
+timeout 60 rados -p $4 rm testbed
+"""
+
+
+def make(nodes: list[Node]) -> None:
+    """Start Ceph and tell every node where it is; returns when an object could be written."""
+    first = nodes[0]
+    log.info("starting Ceph on %s, pool %s", first.name, POOL)
+    fsid = str(uuid.uuid4())
+    text = CONFIGURATION.format(fsid=fsid, address=first.address, name=first.name)
+    for node in nodes:
+        inside(node, ["sh", "-ec", "mkdir -p /etc/ceph; cat > /etc/ceph/ceph.conf"], stdin=text.encode())
+    inside(first, ["sh", "-ec", START, "sh", first.name, first.address, fsid, POOL], timeout=300)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ganeti_plugin.errors import StateError
@@ -45,6 +45,7 @@ def directory() -> Path:
 @contextmanager
 def disks(targets: Sequence[Target]) -> Iterator[None]:
     """Hold the disks of one run, or refuse at once."""
+    _sweep()
     with ExitStack() as stack:
         for target in sorted(targets, key=lambda each: each.identity):
             try:
@@ -52,6 +53,13 @@ def disks(targets: Sequence[Target]) -> Iterator[None]:
             except LockedError:
                 raise BusyDiskError(index=target.place.index) from None
         yield
+
+
+def _sweep() -> None:
+    """Remove the lock files of runs that were killed (threat V07): taking such a lock and letting it go does so."""
+    for path in directory().glob("disk-*.lock"):
+        with suppress(LockedError), _vanishing(path):
+            pass
 
 
 @contextmanager

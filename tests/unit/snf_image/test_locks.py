@@ -34,6 +34,17 @@ def test_a_disk_is_held_by_one(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("disk-*"))
 
 
+def test_locks_of_killed_runs_are_swept(tmp_path: Path) -> None:
+    """V07."""
+    (tmp_path / "run").mkdir()
+    for name in ("disk-a.lock", "disk-z.lock"):
+        (tmp_path / "run" / name).touch()
+    with locks.disks([target("a")]):
+        assert [path.name for path in (tmp_path / "run").iterdir()] == ["disk-a.lock"]
+        with locks.disks([target("b")]), pytest.raises(BusyDiskError), locks.disks([target("a")]):
+            pass
+
+
 def test_places(tmp_path: Path) -> None:
     """V13."""
     with locks.turn(2, 0), locks.turn(2, 0):

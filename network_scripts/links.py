@@ -41,6 +41,7 @@ _SIOCGIFHWADDR = 0x8927
 _IFREQ_SIZE = 40
 
 _BROADCAST = b"\xff" * 6
+_ALL_NODES = bytes.fromhex("333300000001")
 
 
 class NoInterfaceError(StateError):
@@ -163,24 +164,37 @@ def proxies() -> list[Proxy]:
     ]
 
 
-def announce4(device: str, address: IPv4Address) -> None:
-    """Say that an IPv4 address is behind this interface (gratuitous ARP, as request and as reply)."""
+def announce(device: str, addresses4: Iterable[IPv4Address], addresses6: Iterable[IPv6Address]) -> None:
+    """Say that addresses are behind this interface: gratuitous ARP, unsolicited neighbour advertisements.
+
+    One socket for all, which never receives: closing one costs the kernel's grace period, some ten milliseconds.
+    """
     own = _octets(mac(device))
-    for operation in (1, 2):
-        target = b"\0" * 6 if operation == 1 else _BROADCAST
-        body = bytes.fromhex("0001 0800 06 04") + operation.to_bytes(2) + own + address.packed + target + address.packed
-        _send(device, _ETH_ARP, _BROADCAST, own, body)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as channel:
+        for address in addresses4:
+            for operation in (1, 2):
+                frame = _BROADCAST + own + _ETH_ARP.to_bytes(2) + gratuitous(own, address, operation)
+                channel.sendto(frame, (device, _ETH_ARP))
+        for address6 in addresses6:
+            frame = _ALL_NODES + own + _ETH_IPV6.to_bytes(2) + advertisement(own, address6)
+            channel.sendto(frame, (device, _ETH_IPV6))
 
 
-def announce6(device: str, address: IPv6Address, source: IPv6Address) -> None:
-    """Say that an IPv6 address is behind this interface (unsolicited neighbour advertisement)."""
-    own = _octets(mac(device))
-    everyone = IPv6Address("ff02::1")
+def gratuitous(own: bytes, address: IPv4Address, operation: int) -> bytes:
+    """ARP about oneself, as request (1) or as reply (2): some listen to the one, some to the other."""
+    target = bytes(6) if operation == 1 else _BROADCAST
+    head = bytes.fromhex("0001 0800 06 04") + operation.to_bytes(2)
+    return head + own + address.packed + target + address.packed
+
+
+def advertisement(own: bytes, address: IPv6Address) -> bytes:
+    """An unsolicited neighbour advertisement that overrides, from the link-local address of the interface."""
+    interface = bytes((own[0] ^ 2,)) + own[1:3] + b"\xff\xfe" + own[3:]
+    source, everyone = b"\xfe\x80" + bytes(6) + interface, IPv6Address("ff02::1").packed
     body = b"\x88\0\0\0" + b"\x20\0\0\0" + address.packed + b"\x02\x01" + own
-    check = _checksum(source.packed + everyone.packed + len(body).to_bytes(4) + b"\0\0\0\x3a" + body)
+    check = _checksum(source + everyone + len(body).to_bytes(4) + b"\0\0\0\x3a" + body)
     body = body[:2] + check.to_bytes(2) + body[4:]
-    header = b"\x60\0\0\0" + len(body).to_bytes(2) + b"\x3a\xff" + source.packed + everyone.packed
-    _send(device, _ETH_IPV6, bytes.fromhex("333300000001"), own, header + body)
+    return b"\x60\0\0\0" + len(body).to_bytes(2) + b"\x3a\xff" + source + everyone + body
 
 
 def _octets(text: str) -> bytes:
@@ -192,12 +206,6 @@ def _checksum(data: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
-
-
-def _send(device: str, ethertype: int, to: bytes, own: bytes, body: bytes) -> None:
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as channel:
-        channel.bind((device, ethertype))
-        channel.send(to + own + ethertype.to_bytes(2) + body)
 
 
 def exists(name: str) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
 
 from ganeti_plugin import files, log
 from ganeti_plugin.contract.nic import Nic
 from ganeti_plugin.errors import CommandError, Error
 from ganeti_plugin.settings import Network
 from network_scripts import apply, flows, intent, links, node, records, render
-from network_scripts.intent import Profile, Routed
+from network_scripts.intent import Routed
 
 #: Of a guest's interface on the node.
 SYSCTLS_IPV4 = (("forwarding", "1"), ("proxy_arp", "1"), ("rp_filter", "0"), ("send_redirects", "0"))
@@ -98,12 +99,10 @@ def _open_firewall(wanted: Routed, generation: int, uplink: str, settings: Netwo
 
 def _forget_flows(wanted: Routed) -> None:
     """Hold connections that were opened under another profile to the new one, before the link is up."""
-    if wanted.profile is Profile.UNPROTECTED:
-        return
-    if wanted.ipv4:
-        flows.forget(wanted.ipv4.address)
-    if wanted.ipv6:
-        for address in wanted.ipv6.addresses:
+    addresses: list[IPv4Address | IPv6Address] = [wanted.ipv4.address] if wanted.ipv4 else []
+    addresses += wanted.ipv6.addresses if wanted.ipv6 else ()
+    for address in addresses:
+        if records.profile_changes(address, wanted.profile.value):
             flows.forget(address)
 
 
@@ -156,11 +155,8 @@ def _commands6(wanted: Routed, uplink: str) -> Sequence[str]:
 def _announce(wanted: Routed, uplink: str) -> None:
     """Tell the outside where the guest is now. A failure costs time, not safety: it is logged."""
     try:
-        if wanted.ipv4:
-            links.announce4(uplink, wanted.ipv4.address)
-        if wanted.ipv6:
-            source = intent.link_local(links.mac(uplink))
-            for address in wanted.ipv6.addresses:
-                links.announce6(uplink, address, source)
+        addresses4 = (wanted.ipv4.address,) if wanted.ipv4 else ()
+        addresses6 = wanted.ipv6.addresses if wanted.ipv6 else ()
+        links.announce(uplink, addresses4, addresses6)
     except (OSError, Error) as error:
         log.warning("the addresses of %s were not announced on %s: %s", wanted.tap, uplink, error)

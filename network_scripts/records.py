@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from ganeti_plugin import files
@@ -43,3 +44,21 @@ def read(tap: str) -> tuple[Element, ...]:
 def forget(tap: str) -> None:
     with contextlib.suppress(OSError):
         files.remove(_path(tap))
+
+
+def profile_changes(address: IPv4Address | IPv6Address, profile: str) -> bool:
+    """Note the firewall profile of an address; whether it had another one here before, since the node started.
+
+    An address that had none has no connections to be held to the new one.
+    """
+    path = DIRECTORY / f"profile-{address}"
+    try:
+        before = path.read_text(encoding="ascii")[:64]
+    except FileNotFoundError:
+        before = ""
+    except (OSError, ValueError):
+        before = "unknown"
+    if before != profile:
+        with contextlib.suppress(OSError):
+            files.write_atomically(path, profile.encode(), mode=0o600, durable=False)
+    return before not in ("", profile)

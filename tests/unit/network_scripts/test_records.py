@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 from __future__ import annotations
 
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,12 @@ def test_a_record_comes_back_whole() -> None:
 def test_a_record_that_makes_no_sense_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "tap3.json").write_text(text, encoding="utf-8")
     assert records.read("tap3") == ()
+
+
+def test_the_profile_of_an_address_is_noted() -> None:
+    address = IPv4Address("198.51.100.10")
+    assert not records.profile_changes(address, "unprotected")
+    assert not records.profile_changes(address, "unprotected")
+    assert records.profile_changes(address, "protected")
+    assert not records.profile_changes(address, "protected")
+    assert records.profile_changes(address, "unprotected")

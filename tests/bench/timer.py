@@ -28,12 +28,15 @@ def once(job: dict[str, Any]) -> float:
     """Seconds of one run; a failing command ends everything with its own words."""
     shell(job["prepare"])
     environment = {**os.environ, **job["environment"]}
+    command = job["command"]
     started = time.monotonic()
-    done = subprocess.run(
-        job["command"], env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE, check=False
-    )
-    seconds = time.monotonic() - started
-    shell(job["cleanup"])
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=DEADLINE, check=False
+        )
+        seconds = time.monotonic() - started
+    finally:
+        shell(job["cleanup"])
     if done.returncode != 0:
         words = (done.stderr or done.stdout).decode("utf-8", "replace")[-1500:]
         raise SystemExit(f"{job['name']}: {job['command'][0]} ended with {done.returncode}: {words}")

@@ -105,11 +105,15 @@ def _take(stack: ExitStack, count: int) -> bool:
     return False
 
 
-def refuse_running(name: str, pids: Path | None = None) -> None:
-    """Raise RunningInstanceError when Ganeti's KVM instance of that name lives on this node."""
+def refuse_running(name: str, pids: Path | None = None, proc: Path = Path("/proc")) -> None:
+    """Raise RunningInstanceError when Ganeti's KVM instance of that name lives on this node.
+
+    A process id alone proves nothing, for ids are used again: its command must name the instance, as Ganeti asks too.
+    """
     try:
         pid = int(((pids or KVM_PIDS) / name).read_text(encoding="ascii"))
+        command = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return
-    if Path(f"/proc/{pid}").exists():
+    if name.encode() in (word.split(b",")[0] for word in command):
         raise RunningInstanceError(name=name)

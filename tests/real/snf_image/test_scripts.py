@@ -264,10 +264,13 @@ def test_a_running_instance_is_left_alone(disk: Path) -> None:
     """V08."""
     locks.KVM_PIDS.mkdir(parents=True, exist_ok=True)
     pid = locks.KVM_PIDS / scripts.INSTANCE
-    pid.write_text(f"{os.getpid()}\n")
+    guest = subprocess.Popen(["/bin/sh", "-c", "sleep 60; true", "-name", scripts.INSTANCE])
+    pid.write_text(f"{guest.pid}\n")
     try:
         assert "is running on this node" in scripts.refused(disk)
     finally:
+        guest.kill()
+        guest.wait()
         pid.unlink()
     assert foreign_bytes(disk) == SIZE // MIB
 

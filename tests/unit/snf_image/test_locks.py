@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -56,12 +55,24 @@ def test_places(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(("content", "refuses"), [(str(os.getpid()), True), ("999999999", False), ("nonsense", False)])
-def test_running_instance(tmp_path: Path, content: str, refuses: bool) -> None:
-    (tmp_path / "web1").write_text(f"{content}\n")
+@pytest.mark.parametrize(
+    ("pid", "command", "refuses"),
+    [
+        ("7", b"/usr/bin/kvm\0-name\0web1,debug-threads=on\0", True),
+        ("7", b"/usr/bin/kvm\0-name\0web1\0", True),
+        ("7", b"/usr/bin/kvm\0-name\0web11\0", False),
+        ("7", b"/usr/sbin/cron\0", False),
+        ("8", b"/usr/bin/kvm\0-name\0web1\0", False),
+        ("nonsense", b"", False),
+    ],
+)
+def test_running_instance(tmp_path: Path, pid: str, command: bytes, refuses: bool) -> None:
+    (tmp_path / "web1").write_text(f"{pid}\n")
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "cmdline").write_bytes(command)
     if refuses:
         with pytest.raises(RunningInstanceError, match="web1 is running"):
-            locks.refuse_running("web1", tmp_path)
+            locks.refuse_running("web1", tmp_path, tmp_path)
     else:
-        locks.refuse_running("web1", tmp_path)
-    locks.refuse_running("web2", tmp_path)
+        locks.refuse_running("web1", tmp_path, tmp_path)
+    locks.refuse_running("web2", tmp_path, tmp_path)

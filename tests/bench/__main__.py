@@ -39,6 +39,9 @@ def main() -> int:
     if os.geteuid() != 0:
         raise InputError(message="./run bench must run as root, since it starts a testbed", hint="use sudo")
     CACHE.mkdir(exist_ok=True)
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
+    if load > processors / 2:
+        log.warning("this machine is busy (load %.1f on %d processors): all times will be too long", load, processors)
     with locked(CACHE / "bench.lock", timeout=0):
         figures, failures = measure_all(options.names or list(BENCHMARKS), options.runs)
     print("\n" + table(figures))

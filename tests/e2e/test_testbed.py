@@ -103,6 +103,26 @@ def test_a_second_command_refuses_while_one_is_at_work() -> None:
             assert "another testbed command" in outcome.stderr
 
 
+def test_a_demo_keeps_its_testbed() -> None:
+    """`deploy` stands for all commands that change something: were it not refused, it would do no harm."""
+    holder = subprocess.Popen(["flock", "/run/lock/snf-ganeti-demo", "sleep", "60"])
+    try:
+        environment = {**os.environ, "SNF_TESTBED_SLOT": "0"}
+        eventually(
+            "refusal", lambda: "a demo is running" in host(TESTBED, "deploy", env=environment).stderr, seconds=20
+        )
+    finally:
+        host("pkill", "-P", str(holder.pid))
+        holder.kill()
+        holder.wait(20)
+
+
+def test_a_real_ceph() -> None:
+    up("--ceph", "--no-cluster")
+    in_node("rados", "-p", "snf-archipelago", "put", "object", "/etc/hostname")
+    assert in_node("rados", "-p", "snf-archipelago", "ls") == "object"
+
+
 @pytest.mark.parametrize("ending", ["down", "up"])
 def test_nothing_is_left_of_a_killed_run(ending: str) -> None:
     """SIGKILL in the middle of `up`; a later `down`, or an `up` and its `down`, removes all."""

@@ -16,7 +16,7 @@ from ganeti_plugin.errors import InputError, StateError
 from ganeti_plugin.files import LockedError, locked
 from ganeti_plugin.run import run
 from tests.testbed import ceph, cgroup, cluster, node, roots, world
-from tests.testbed.layout import CACHE, LOCK, MOST_NODES, RELEASES, SCRATCH, STATE, Node
+from tests.testbed.layout import CACHE, DEMO_LOCK, LOCK, MOST_NODES, RELEASES, SCRATCH, SLOT, STATE, Node
 
 EXEC_LEAF = "exec"
 
@@ -33,6 +33,11 @@ UPDATE = (
 class BusyError(LockedError):
     template = "another testbed command is changing the testbed"
     hint = "wait for it to end"
+
+
+class DemoError(StateError):
+    template = "a demo is running (process {pid}) and this is its testbed"
+    hint = "wait for it to end, or use another one: SNF_TESTBED_SLOT=1"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,6 +73,7 @@ def main() -> int:
         return execute(arguments.place, arguments.words)
     if arguments.command == "status":
         return status(as_json=arguments.json)
+    refuse_during_demo()
     with alone():
         if arguments.command == "up":
             up(arguments)
@@ -76,6 +82,28 @@ def main() -> int:
         else:
             down()
     return 0
+
+
+def refuse_during_demo() -> None:
+    """Keep a demo's testbed for the demo, which calls us itself: it is then an ancestor of ours."""
+    if SLOT != 0 or not DEMO_LOCK.exists():
+        return
+    inode = f":{DEMO_LOCK.stat().st_ino}"
+    locks = [
+        line.split() for line in Path("/proc/locks").read_text().splitlines() if "FLOCK" in line and "->" not in line
+    ]
+    holders = {int(fields[4]) for fields in locks if fields[5].endswith(inode)}
+    if holders and not holders & _ancestors():
+        raise DemoError(pid=min(holders))
+
+
+def _ancestors() -> set[int]:
+    found: set[int] = set()
+    pid = os.getpid()
+    while pid > 1:
+        found.add(pid)
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return found
 
 
 @contextlib.contextmanager

@@ -24,6 +24,9 @@ SCRATCH = Path("/var/tmp") / NAME
 
 LOCK = Path("/run/lock") / NAME
 
+#: Held by `./run demo`, which uses slot 0.
+DEMO_LOCK = Path("/run/lock/snf-ganeti-demo")
+
 RELEASES = ("bookworm", "trixie")
 
 MANAGEMENT = "10.77.0"

@@ -14,6 +14,7 @@ Order is everything here:
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -346,11 +347,24 @@ class Volume:
             layer = self._writable_current()
             try:
                 layer.sync()
-                if pages:
-                    layer.save_pages(pages)
             except Exception as error:
                 self._failure = error
                 raise
+            if pages:
+                self._save(layer, pages)
+
+    def _save(self, layer: Layer, pages: dict[int, int]) -> None:
+        try:
+            layer.save_pages(pages)
+        except Exception as error:
+            if not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+                self._failure = error
+                raise
+            # The data is safe, and the marks can be written again when the store has space.
+            with self._state:
+                self._unsaved.update(pages)
+                self._unsynced = True
+            raise
 
     def owned(self) -> dict[int, int]:
         """The pages of the current epoch, by block; for `maps.freeze` while no request runs."""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import random
 import threading
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ from extstorage.errors import (
     UnknownOriginError,
 )
 from extstorage.files_store import FilesStore, create_store, open_store
-from extstorage.memory_store import MemoryStore
+from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE
 from extstorage.session import Mode, Session
 from extstorage.store import Info, Store
@@ -258,3 +260,38 @@ def test_a_foreign_directory_is_no_store(tmp_path: Path, content: str) -> None:
     with pytest.raises(StateError, match="precious"):
         create_store(tmp_path)
     assert isinstance(create_store(tmp_path / "new"), FilesStore)
+
+
+def test_a_full_store_is_an_error_until_there_is_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    session.write(A, 0)
+
+    def full(_layer: MemoryLayer, _pages: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryLayer, "save_pages", full)
+        with pytest.raises(OSError, match="no space"):
+            session.flush()
+    session.flush()
+    store.die(random.Random(1))
+    assert read(Session(store, "vol")) == bytes(A)
+
+
+def test_a_failed_sync_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore()
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    session.write(A, 0)
+
+    def broken(_layer: MemoryLayer) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryLayer, "sync", broken)
+        with pytest.raises(OSError, match="bad disk"):
+            session.flush()
+    with pytest.raises(OSError, match="bad disk"):
+        session.flush()

@@ -35,20 +35,29 @@ mon_warn_on_pool_no_redundancy = false
 #: Arguments: monitor's name, its address, fsid, pool. Not by the units of the packages: those want prepared devices.
 START = """
 name=$1 address=$2 fsid=$3
+again() {
+    # A client that meets the monitor or the OSD in the moment of its start may wait for ever: ask anew.
+    for try in 1 2 3 4 5 6 7 8; do
+        ! timeout 10 "$@" >/dev/null || return 0
+        sleep 1
+    done
+    echo "no success: $*" >&2
+    return 1
+}
 mkdir -p /var/lib/ceph/mon/ceph-$name /var/lib/ceph/osd/ceph-0 /run/ceph
 monmaptool --create --clobber --add $name $address --fsid $fsid /run/ceph/monmap >/dev/null
 ceph-mon --mkfs -i $name --monmap /run/ceph/monmap
 chown -R ceph: /var/lib/ceph /run/ceph
 systemd-run --quiet --unit=testbed-ceph-mon ceph-mon -f -i $name --setuser ceph --setgroup ceph
 identity=$(cat /proc/sys/kernel/random/uuid)
-timeout 60 ceph osd new $identity >/dev/null
+again ceph osd new $identity
 ceph-osd -i 0 --mkfs --osd-uuid $identity --setuser ceph --setgroup ceph >/dev/null 2>&1
 systemd-run --quiet --unit=testbed-ceph-osd ceph-osd -f -i 0 --setuser ceph --setgroup ceph
-timeout 60 sh -c 'until ceph osd stat | grep -q "1 up"; do sleep 0.3; done'
-timeout 60 ceph osd pool create $4 8 >/dev/null 2>&1
-timeout 60 ceph osd pool application enable $4 snf-archipelago >/dev/null 2>&1
-timeout 60 rados -p $4 put testbed /etc/hostname
-timeout 60 rados -p $4 rm testbed
+again sh -c 'ceph osd stat | grep "1 up"'
+again ceph osd pool create $4 8
+again ceph osd pool application enable $4 snf-archipelago
+again rados -p $4 put testbed /etc/hostname
+again rados -p $4 rm testbed
 """
 
 

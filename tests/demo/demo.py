@@ -93,7 +93,7 @@ def act(report: Report, keys: Keys) -> None:
     with report.step("build the Debian packages and a local repository"):
         show(ROOT / "run", "repo")
     with report.step("fresh node: install snf-ganeti with apt, bring up the cluster"):
-        testbed("up", "--nodes", "1")
+        testbed("up", "--nodes", "1", "--fresh")
     with report.step("make a Debian guest image"):
         show(ROOT / "tests/guest/build-image")
     with report.step("import it into Archipelago"):

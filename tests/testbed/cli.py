@@ -177,7 +177,7 @@ def _make_layer(made: roots.Roots, layer: Path, extra: roots.Extra) -> None:
     node.forget(builder)
 
 
-def _remove_old_layers(layer: Path, release: str, *, keep: int = 4) -> None:
+def _remove_old_layers(layer: Path, release: str, *, keep: int = 12) -> None:
     """Keep the newest layers only: one may be in use by a testbed in another slot."""
     old = sorted(layer.parent.glob(f"layer-{release}-*"), key=lambda path: path.stat().st_mtime)
     for path in old[:-keep]:

@@ -72,7 +72,7 @@ def run(
     try:
         done = subprocess.run(
             arguments,
-            input=stdin if stdin is not None else None,
+            input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
             timeout=timeout,

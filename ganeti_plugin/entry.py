@@ -61,6 +61,11 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
         return DEFECT
 
 
+def is_completing() -> bool:
+    """Whether a shell asks (by argcomplete) what the word under the cursor may become."""
+    return "_ARGCOMPLETE" in os.environ
+
+
 def _interrupt(number: int, _frame: object) -> None:
     raise Interrupted(number)
 

@@ -44,6 +44,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
 
 #: Modules that are neither Python's nor ours, and the one file that may import each.
 THIRD_PARTY: Mapping[str, str] = {
+    "argcomplete": "extstorage/cli/completion.py",
     "nbdkit": "extstorage/nbdkit_plugin.py",
 }
 

@@ -19,7 +19,7 @@ from network_scripts import commands
 
 MANUALS = Path(__file__).parents[2] / "docs/man"
 PARSERS = {
-    "archipelago": extstorage.cli._parser(),
+    "archipelago": extstorage.cli.parser(),
     "snf-ganeti": ganeti_plugin.cli._parser(),
     "snf-image": snf_image.cli._parser(),
 }

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The command archipelago: images, volumes and snapshots on a node, for the administrator.
+
+One module for each group of commands. What they need of the rest is imported inside the actions, so that help and
+completion, which people wait for at each key, cost the parser alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from extstorage.cli import image, snapshot, volume
+from extstorage.cli.group import Action
+from ganeti_plugin import __version__, entry
+from ganeti_plugin.errors import InputError
+
+GROUPS = (image, snapshot, volume)
+
+
+class NotRootError(InputError):
+    template = "archipelago must be run by root"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if len(given) == 2 and given[0] in ("device-up", "device-down"):
+        _serve_the_unit(*given)
+        return 0
+    described = parser()
+    if entry.is_completing():
+        from extstorage.cli import completion
+
+        completion.complete(described)
+    options = described.parse_args(given)
+    if os.geteuid() != 0:
+        raise NotRootError
+    action: Action = options.action
+    action(options)
+    return 0
+
+
+def _serve_the_unit(command: str, name: str) -> None:
+    """What snf-archipelago-device@.service runs; not for people, so the help does not list it."""
+    from extstorage import apply, servers
+    from extstorage.names import check_name
+
+    work = {"device-up": servers.set_up_loop, "device-down": servers.take_down_loop}[command]
+    work(apply.site(), check_name(name))
+
+
+def parser() -> argparse.ArgumentParser:
+    described = argparse.ArgumentParser(prog="archipelago", description="Thin volumes, snapshots and images.")
+    described.add_argument("--version", action="version", version=f"archipelago {__version__}")
+    described.set_defaults(action=lambda _options: described.print_help())
+    commands = described.add_subparsers(title="commands", metavar="COMMAND")
+    for group in GROUPS:
+        group.add(commands)
+    return described

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Completion in the shell, by argcomplete: it runs this program at each Tab, and nothing of it otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+
+import argcomplete
+
+from ganeti_plugin.errors import Error
+
+
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Print what the word under the cursor may become, and end the process."""
+    argcomplete.autocomplete(parser)
+
+
+def names(kind: str, **_what_argcomplete_knows: object) -> list[str]:
+    """The volumes, snapshots or images that there are. At a Tab nobody wants to hear of errors."""
+    from extstorage import apply, catalog
+
+    with contextlib.suppress(Error, OSError), apply.using_store(apply.site()) as store:
+        return [item.name for item in catalog.items(store, kind, "broken")]
+    return []

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""archipelago image: disks to be cloned by new instances."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extstorage.cli.group import Group, Options
+from extstorage.cli.items import add_listing, add_removal, add_showing
+from extstorage.cli.output import Meter
+from ganeti_plugin.containers import Format
+
+if TYPE_CHECKING:
+    from extstorage.cli.group import Commands
+
+
+def add(commands: Commands) -> None:
+    group = Group(commands, "image", "disks to be cloned by new instances")
+    _add_import(group)
+    add_listing(group, "image")
+    add_showing(group, "image", "show", "show an image and its properties")
+    add_removal(group, "image", "remove an image; its clones keep their data")
+
+
+def _add_import(group: Group) -> None:
+    parser = group.add("import", "make an image from a file", _import)
+    parser.add_argument("name", help="the name of the image; an instance is cloned with origin=NAME")
+    parser.add_argument("file", type=Path, help="a disk image")
+    parser.add_argument(
+        *("--format", "-f"),
+        default=Format.RAW.value,
+        choices=[kind.value for kind in Format],
+        help="what the file is; it is checked, never guessed (default: %(default)s)",
+    )
+    parser.add_argument(
+        *("--property", "-p"),
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a property of the image for snf-image, such as OSFAMILY=linux; may be repeated",
+    )
+
+
+def _import(options: Options) -> None:
+    from extstorage import apply
+    from extstorage.images import import_image, parse_properties
+
+    properties = parse_properties(options.property)
+    began = time.monotonic()
+    meter = Meter(options.name, "copied")
+    import_image(apply.site(), options.name, options.file, options.format, properties, meter)
+    meter.end()
+    print(f"{options.name}: imported in {time.monotonic() - began:.1f} s")

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What images, snapshots and volumes have in common: they are listed, shown and removed."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from extstorage.cli.group import Group, Options, argument
+from extstorage.cli.output import print_facts, print_json, print_rows
+from extstorage.errors import ServerError
+
+if TYPE_CHECKING:
+    from extstorage.catalog import Item
+    from extstorage.servers import Site
+    from extstorage.store import Store
+
+COLUMNS = ("name", "size", "used", "origin", "created")
+
+
+def names(kind: str, **known: object) -> list[str]:
+    """For completion."""
+    from extstorage.cli import completion
+
+    return completion.names(kind, **known)
+
+
+volumes = functools.partial(names, "volume")
+snapshots = functools.partial(names, "snapshot")
+images = functools.partial(names, "image")
+
+
+def add_listing(group: Group, kind: str) -> None:
+    group.add("list", f"list the {kind}s", functools.partial(_list, kind), json=True)
+
+
+def add_showing(group: Group, kind: str, name: str, text: str) -> None:
+    parser = group.add(name, text, functools.partial(_show, kind), json=True)
+    argument(parser, "name", f"the {kind}", functools.partial(names, kind))
+
+
+def add_removal(group: Group, kind: str, text: str) -> None:
+    parser = group.add("remove", text, functools.partial(_remove, kind))
+    argument(parser, "name", f"the {kind}", functools.partial(names, kind))
+
+
+def _list(kind: str, options: Options) -> None:
+    from extstorage import apply, catalog
+
+    with apply.using_store(apply.site()) as store:
+        rows = [_row(store, item) for item in catalog.items(store, kind, "broken")]
+    if options.json:
+        print_json(rows)
+        return
+    print_rows(COLUMNS, rows)
+    for row in rows:
+        if row.get("fault"):
+            print(f"warning: {row['fault']}", file=sys.stderr)
+
+
+def _show(kind: str, options: Options) -> None:
+    from extstorage import apply, catalog
+
+    site = apply.site()
+    with apply.using_store(site) as store:
+        row = dict(_row(store, catalog.item(store, options.name, kind, kind)))
+    row |= _attachment(site, options.name)
+    if options.json:
+        print_json(row)
+    else:
+        print_facts(row)
+
+
+def _attachment(site: Site, name: str) -> Mapping[str, object]:
+    """What the volume's server on this node says."""
+    from extstorage import control, servers
+
+    if not servers.is_running(site, name):
+        return {"attached": False}
+    try:
+        status = control.call(site.directory(name), name, "status")
+    except ServerError as error:
+        return {"attached": True, "fault": str(error)}
+    return {"attached": True, "mode": status["mode"], "writer": status["writer"], "pid": status["pid"]}
+
+
+def _remove(kind: str, options: Options) -> None:
+    from extstorage import apply, catalog
+
+    site = apply.site()
+    with apply.using_store(site) as store:
+        catalog.item(store, options.name, kind, kind)
+    apply.remove(site, options.name)
+    print(f"{options.name}: {kind} removed")
+
+
+def _row(store: Store, item: Item) -> Mapping[str, object]:
+    """One thing for a listing or for JSON; sizes in bytes."""
+    from extstorage import catalog
+
+    facts = item.facts
+    row: dict[str, object] = {
+        "name": item.name,
+        "kind": item.kind,
+        "size": item.size,
+        "used": 0 if item.fault else catalog.used(store, item.name),
+        "origin": facts.origin,
+        "created": facts.created,
+        "properties": dict(facts.properties),
+    }
+    row |= {name: value for name, value in (("cname", facts.cname), ("metadata", facts.metadata)) if value}
+    return {**row, "fault": item.fault} if item.fault else row

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the commands print: tables and lists for people, JSON for programs, progress on long work."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+_SIZES = ("size", "used")
+_TIMES = ("created",)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """A table; values are shown as `shown` says."""
+    cells = [[column.upper() for column in columns]]
+    cells += [[shown(column, row.get(column)) for column in columns] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """One thing, a line for each fact."""
+    width = max(map(len, facts), default=0) + 2
+    for name, value in facts.items():
+        print(f"{name + ':':<{max(12, width)}}{shown(name, value)}")
+
+
+def shown(name: str, value: object) -> str:
+    """A value for people; the name of its column says what a number means."""
+    if name in _SIZES and isinstance(value, int):
+        return human(value)
+    if name in _TIMES and isinstance(value, float | int):
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value)) if value else "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={text}" for key, text in value.items()) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if value not in ("", None) else "-"
+
+
+def human(size: int) -> str:
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+class Meter:
+    """Progress on stderr: one line that changes on a terminal, a line for each tenth elsewhere."""
+
+    def __init__(self, name: str, done: str) -> None:
+        self._name = name
+        self._done = done
+        self._shown = -1
+        self._on_terminal = sys.stderr.isatty()
+
+    def __call__(self, percent: int) -> None:
+        step = percent if self._on_terminal else percent // 10 * 10
+        if step > self._shown:
+            self._shown = step
+            ending = "\r" if self._on_terminal else "\n"
+            print(f"{self._name}: {step:3d} % {self._done}", end=ending, file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if self._on_terminal and self._shown >= 0:
+            print(file=sys.stderr)

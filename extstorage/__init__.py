@@ -4,5 +4,5 @@
 The folder `archipelago/` is what Ganeti sees; the flow of one call is request (`ganeti_plugin.contract.extstorage`),
 plan (`plan.py`), apply (`apply.py`), answer (`answer.py`). Below them: `catalog.py` makes and removes volumes,
 `volume.py` reads and writes one, `maps.py` and `pages.py` are the pure arithmetic, `files_store.py` and
-`memory_store.py` are the stores.
+`memory_store.py` are the stores, `stores.py` the table of those that the configuration names.
 """

@@ -42,21 +42,22 @@ def _act(call: ExtStorageCall) -> None:
 
     site = apply.site()
     action = call.action
+    store = plan.store_of(call)
     if action is Action.CREATE:
         apply.create(site, plan.plan_create(call))
     elif action is Action.DETACH:
         apply.detach(site, call.volume)
     elif action is Action.REMOVE:
-        apply.remove(site, call.volume)
+        apply.remove(site, call.volume, store)
     elif action is Action.GROW:
         apply.grow(site, plan.plan_grow(call))
     elif action is Action.SNAPSHOT:
         apply.snapshot(site, plan.plan_snapshot(call))
     elif action is Action.OPEN:
-        apply.open_volume(site, call.volume, exclusive=bool(call.exclusive))
+        apply.open_volume(site, call.volume, bool(call.exclusive), store)
     elif action is Action.CLOSE:
         apply.close_volume(site, call.volume)
     elif action is Action.SETINFO:
-        apply.set_metadata(site, call.volume, call.metadata or "")
+        apply.set_metadata(site, call.volume, call.metadata or "", store)
     else:
-        apply.verify(site, call.volume)
+        apply.verify(site, call.volume, store)

@@ -8,17 +8,17 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from extstorage import answer, catalog, control, run_pages, servers
-from extstorage.errors import BadSizeError, BrokenError, NoSuchVolumeError, ServerError
-from extstorage.files_store import FilesStore, create_store, open_store
+from extstorage import answer, catalog, control, run_pages, servers, stores
+from extstorage.errors import BadSizeError, BrokenError, NoSuchVolumeError, ServerError, UnreachableStoreError
 from extstorage.identity import acting_as
 from extstorage.names import check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
 from extstorage.servers import Site
 from extstorage.session import Session
-from extstorage.store import Info
+from extstorage.store import Info, Store
 from ganeti_plugin import config
-from ganeti_plugin.errors import StateError
+from ganeti_plugin.errors import Error, StateError
+from ganeti_plugin.log import warning
 
 
 class NoDataToReuseError(StateError):
@@ -28,31 +28,86 @@ class NoDataToReuseError(StateError):
 def site() -> Site:
     """This node, as configured."""
     settings = config.load().archipelago
-    return Site(settings.store_directory, settings.user)
+    return Site(settings.stores, settings.default_store, settings.user)
 
 
 @contextlib.contextmanager
-def using_store(site: Site) -> Iterator[FilesStore]:
-    """The store, as its user; made when it is not there."""
+def using_store(site: Site, name: str = "", *, make: bool = False) -> Iterator[Store]:
+    """The store of that name, or else the default one, as its user."""
     with acting_as(site.user):
-        yield create_store(site.store) if not (site.store / "store.json").exists() else open_store(site.store)
+        yield stores.open_store(stores.spec_of(site.stores, name or site.default_store), make)
+
+
+def find(site: Site, volume: str, wanted: str = "") -> str:
+    """The name of the store that has a volume, snapshot or image; "" when none has it.
+
+    First the one that serves it, then the wanted one, the default, and all others, for the disk parameter may have been
+    changed since. Raises UnreachableStoreError when it may be in a store that can't be asked.
+    """
+    fault: UnreachableStoreError | None = None
+    for name in _candidates(site, volume, wanted):
+        try:
+            with using_store(site, name) as store:
+                if store.exists(volume):
+                    return name
+        except (Error, OSError) as error:
+            warning("the store %s can't be used: %s", name, error)
+            fault = fault or UnreachableStoreError(name=name, reason=error)
+    if fault:
+        raise fault
+    return ""
+
+
+def _candidates(site: Site, volume: str, wanted: str) -> list[str]:
+    names = dict.fromkeys((servers.recorded_store(site, volume), wanted, site.default_store, *site.stores))
+    return [name for name in names if name in site.stores]
+
+
+@contextlib.contextmanager
+def using_store_of(site: Site, volume: str, wanted: str = "") -> Iterator[Store]:
+    """The store that has the volume; raises NoSuchVolumeError when none has it."""
+    name = find(site, volume, wanted)
+    if not name:
+        raise _no_such_volume(site, volume)
+    with using_store(site, name) as store:
+        yield store
+
+
+def _no_such_volume(site: Site, volume: str) -> NoSuchVolumeError:
+    return NoSuchVolumeError(what="volume or snapshot", name=volume, store=" or ".join(site.stores))
 
 
 def create(site: Site, plan: CreatePlan) -> None:
-    with using_store(site) as store:
-        if not plan.adopt:
-            catalog.create_volume(store, plan.volume, plan.size, origin=plan.origin, cname=plan.cname)
-        elif not catalog.adopt(store, plan.volume, plan.size, plan.cname):
-            raise NoDataToReuseError(name=plan.volume, cname=plan.cname)
+    """A clone is made where its origin is, unless the disk names a store."""
+    if plan.adopt:
+        _adopt(site, plan)
+        return
+    elsewhere = plan.origin and not plan.store and len(site.stores) > 1
+    with using_store(site, find(site, plan.origin) if elsewhere else plan.store) as store:
+        catalog.create_volume(store, plan.volume, plan.size, origin=plan.origin, cname=plan.cname)
+
+
+def _adopt(site: Site, plan: CreatePlan) -> None:
+    for name in [plan.store] if plan.store else _candidates(site, plan.volume, ""):
+        with using_store(site, name) as store:
+            if catalog.adopt(store, plan.volume, plan.size, plan.cname):
+                return
+    raise NoDataToReuseError(name=plan.volume, cname=plan.cname)
 
 
 def attach(site: Site, plan: AttachPlan) -> str:
-    """Answers with what attach prints. A volume that is there in any shape can be attached, or Ganeti would leak it."""
+    """Answers with what attach prints. A volume that is there in any shape can be attached, or Ganeti would leak it.
+
+    So is one whose store can't be asked: its server answers with errors, and a removal then fails instead of leaking.
+    """
     if not servers.is_running(site, plan.volume):
-        with using_store(site) as store:
-            if not store.exists(plan.volume):
-                raise NoSuchVolumeError(what="volume or snapshot", name=plan.volume, store=store.title)
-        servers.start(site, plan.volume)
+        try:
+            name = find(site, plan.volume, plan.store)
+        except UnreachableStoreError as error:
+            name = str(error.name)
+        if not name:
+            raise _no_such_volume(site, plan.volume)
+        servers.start(site, plan.volume, name)
     device = servers.start_device(site, plan.volume) if plan.device is Device.LOOP else ""
     return answer.text(device, str(site.socket(plan.volume)) if plan.uri else "")
 
@@ -74,39 +129,44 @@ def call_server(site: Site, name: str, command: str, /, **arguments: object) -> 
     control.call(site.directory(name), name, command, **arguments)
 
 
-def remove_stopped(site: Site, name: str) -> None:
+def remove_stopped(site: Site, name: str, store_name: str = "") -> None:
     """Remove a volume whose server has ended already."""
-    with using_store(site) as store:
+    with using_store(site, store_name) as store:
         catalog.remove(store, name)
 
 
 def _flush_marks(site: Site, name: str, directory: Path) -> None:
     """A server that was killed left marks of what it had acknowledged: bring them into the store."""
-    with using_store(site) as store:
-        if run_pages.are_left(directory) and store.exists(name):
-            try:
-                session = Session(store, name, directory)
-            except BrokenError:
-                return
-            session.open(True)
-            session.shutdown()
+    found = run_pages.are_left(directory) and find(site, name)
+    if not found:
+        return
+    with using_store(site, found) as store:
+        try:
+            session = Session(store, name, directory)
+        except BrokenError:
+            return
+        session.open(True)
+        session.shutdown()
 
 
-def remove(site: Site, name: str) -> None:
+def remove(site: Site, name: str, store_name: str = "") -> None:
+    """Removing what is nowhere is success; not so when it may be in a store that can't be asked."""
     detach(site, name)
-    with using_store(site) as store:
-        catalog.remove(store, name)
+    found = find(site, name, store_name)
+    if found:
+        with using_store(site, found) as store:
+            catalog.remove(store, name)
 
 
 def grow(site: Site, plan: GrowPlan) -> None:
-    with using_store(site) as store:
+    with using_store_of(site, plan.volume, plan.store) as store:
         size = store.read_heads(plan.volume).size
     if plan.size < size:
         raise BadSizeError(size=plan.size, reason=f"the volume has {size} bytes and can't shrink")
     if servers.is_running(site, plan.volume):
         control.call(site.directory(plan.volume), plan.volume, "grow", size=plan.size)
         return
-    with _offline(site, plan.volume) as session:
+    with _offline(site, plan.volume, plan.store) as session:
         session.grow(plan.size)
 
 
@@ -118,25 +178,25 @@ def snapshot(site: Site, plan: SnapshotPlan) -> None:
     if servers.is_running(site, plan.volume):
         control.call(site.directory(plan.volume), plan.volume, "snapshot", name=plan.name, facts=facts._asdict())
         return
-    with _offline(site, plan.volume) as session:
+    with _offline(site, plan.volume, plan.store) as session:
         session.snapshot(plan.name, facts)
 
 
 def _remove_old_snapshot(site: Site, plan: SnapshotPlan) -> None:
-    with using_store(site) as store:
+    with using_store_of(site, plan.volume, plan.store) as store:
         if not store.exists(plan.name):
             return
         old = store.read_info(plan.name)
         ours = old.origin == plan.volume and not old.image and store.read_heads(plan.name).read_only
     if ours:
-        remove(site, plan.name)
+        remove(site, plan.name, plan.store)
 
 
 @contextlib.contextmanager
-def _offline(site: Site, name: str) -> Iterator[Session]:
+def _offline(site: Site, name: str, store_name: str) -> Iterator[Session]:
     """The volume, opened in this process: its server does not run here."""
     directory = site.directory(name)
-    with using_store(site) as store:
+    with using_store_of(site, name, store_name) as store:
         session = Session(store, name, directory if directory.is_dir() else None)
         session.open(True)
         try:
@@ -145,9 +205,13 @@ def _offline(site: Site, name: str) -> Iterator[Session]:
             session.shutdown()
 
 
-def open_volume(site: Site, name: str, exclusive: bool) -> None:
+def open_volume(site: Site, name: str, exclusive: bool, store_name: str = "") -> None:
     check_name(name)
-    servers.start(site, name)
+    if not servers.is_running(site, name):
+        found = find(site, name, store_name)
+        if not found:
+            raise _no_such_volume(site, name)
+        servers.start(site, name, found)
     try:
         control.call(site.directory(name), name, "open", exclusive=exclusive)
     except ServerError:
@@ -164,12 +228,12 @@ def close_volume(site: Site, name: str) -> None:
         _flush_marks(site, name, site.directory(name))
 
 
-def set_metadata(site: Site, name: str, metadata: str) -> None:
-    with using_store(site) as store, store.locked():
+def set_metadata(site: Site, name: str, metadata: str, store_name: str = "") -> None:
+    with using_store_of(site, name, store_name) as store, store.locked():
         store.write_info(name, store.read_info(name)._replace(metadata=metadata))
 
 
-def verify(site: Site, name: str) -> None:
+def verify(site: Site, name: str, store_name: str = "") -> None:
     """Ganeti has never called this; it checks that the store is there and the volume's map is sound."""
-    with using_store(site) as store:
+    with using_store_of(site, name, store_name) as store:
         store.read_map(check_name(name))

@@ -69,6 +69,22 @@ class BadStoreError(StateError):
     template = "{path} is not a store of this version: {reason}"
 
 
+class BadStoreSpecError(InputError):
+    template = "{spec!r} is not the place of a store: {reason}"
+    hint = "write files:/DIRECTORY or rados:POOL[/NAMESPACE][?conf=FILE&user=NAME&keyring=FILE]"
+
+
+class NoSuchStoreError(InputError):
+    template = "there is no store {name!r}; the configuration has {known}"
+    hint = "the setting archipelago.stores is the table of stores"
+
+
+class UnreachableStoreError(StateError):
+    """A store can't be asked, so that nobody knows whether it has something."""
+
+    template = "the store {name!r} can't be used: {reason}"
+
+
 class ServerError(StateError):
     """The server of an attached volume refused or does not answer."""
 

@@ -122,12 +122,12 @@ def _temporary_volume(site: Site, name: str, temporary: str, size: int) -> Itera
 @contextlib.contextmanager
 def _served(site: Site, name: str) -> Iterator[str]:
     """A server that ends with us, even if we are killed."""
-    directory = servers.prepare_directory(site, name)
+    directory = servers.prepare_directory(site, name, site.default_store)
     (directory / "nbd.sock").unlink(missing_ok=True)
     process = spawn(
         [
             *(*_becoming(site), "nbdkit", "--foreground", "--exit-with-parent", "--unix", str(site.socket(name))),
-            *("python", str(servers.PLUGIN), f"volume={name}", f"store={site.store}", f"run={directory}"),
+            *("python", str(servers.PLUGIN), f"volume={name}", f"run={directory}"),
         ]
     )
     try:

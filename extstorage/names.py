@@ -31,6 +31,11 @@ def check_name(name: str, what: str = "the name") -> str:
     return name
 
 
+def is_store_name(text: str) -> bool:
+    """Whether this can be the name of a store, of a pool or of a namespace."""
+    return 0 < len(text) <= LONGEST_NAME and _ALLOWED.issuperset(text) and text[0].isalnum()
+
+
 def check_size(size: int) -> int:
     """Return a size in bytes, or raise BadSizeError."""
     if size <= 0:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The NBD server of one attached volume: a plugin that nbdkit runs, and the thread that answers the control socket.
 
-    nbdkit -f --unix RUN/nbd.sock python .../extstorage/nbdkit_plugin.py volume=NAME run=RUN [store=DIRECTORY]
+    nbdkit -f --unix RUN/nbd.sock python .../extstorage/nbdkit_plugin.py volume=NAME run=RUN [store=PLACE]
 
+RUN/store holds the name of the volume's store in the configuration; with store=, that place is taken instead.
 Runs as the store's user. Requests come in parallel threads; os.preadv, os.pwrite and fdatasync let go of the
 interpreter while they wait. A volume that can't be read is served all the same, with an error for each request, so that
 Ganeti can attach it and hence remove it (Ganeti never removes a volume whose attach fails).
@@ -12,6 +13,7 @@ Ganeti can attach it and hence remove it (Ganeti never removes a volume whose at
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import sys
@@ -23,9 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbdkit
 
-from extstorage import control, names
+from extstorage import control, names, stores
 from extstorage.errors import BrokenError, FencedError, HeldError, NotOpenError, ReadOnlyError
-from extstorage.files_store import open_store
 from extstorage.session import Mode, Session
 from extstorage.store import Info
 from ganeti_plugin import config as configuration
@@ -64,13 +65,20 @@ class Server:
     def load(self) -> None:
         """Open the volume in the mode in which a predecessor left it."""
         try:
-            directory = self.settings.get("store") or configuration.load().archipelago.store_directory
-            store = open_store(Path(directory))
-            self.session = Session(store, self.settings["volume"], self.run)
+            self.session = Session(stores.open_store(self.place()), self.settings["volume"], self.run)
             self.session.resume()
         except Error as error:
             self.fault = str(error)
             log.error("%s", error)
+
+    def place(self) -> stores.Spec:
+        """Which store the volume is in."""
+        if "store" in self.settings:
+            return stores.parse(self.settings["store"])
+        settings = configuration.load().archipelago
+        with contextlib.suppress(FileNotFoundError):
+            return stores.spec_of(settings.stores, (self.run / stores.STORE_FILE).read_text(encoding="ascii").strip())
+        return stores.spec_of(settings.stores, settings.default_store)
 
     def use(self) -> Session:
         if self.session is None:

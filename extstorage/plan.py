@@ -8,13 +8,14 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from extstorage.errors import BadParameterError
-from extstorage.names import MEBIBYTE, check_name, check_size
+from extstorage.names import MEBIBYTE, check_name, check_size, is_store_name
 from ganeti_plugin.contract.extstorage import Access, ExtStorageCall
 
 #: The disk parameters, as in parameters.list. A misspelt one is refused when the disk is created.
 PARAMETERS: Mapping[str, str] = {
     "origin": "Image or snapshot that the disk is to be a clone of; without it the disk is empty",
     "origin_size": "Size of the origin in bytes, which Cyclades sends; it may not be larger than the disk",
+    "store": "Name of the store that the disk is in; without it a clone is where its origin is, else the default store",
     "reuse_data": "True to adopt an existing volume with its data, found by the disk's name; False (default) not to",
     "device": "Block device of the node: auto (default: loop for kernelspace, none for userspace), loop or none",
 }
@@ -34,18 +35,22 @@ class CreatePlan(NamedTuple):
     origin: str
     cname: str
     adopt: bool
+    #: The name of a store, or empty.
+    store: str = ""
 
 
 class AttachPlan(NamedTuple):
     volume: str
     device: Device
     uri: bool
+    store: str = ""
 
 
 class GrowPlan(NamedTuple):
     volume: str
     #: Bytes.
     size: int
+    store: str = ""
 
 
 class SnapshotPlan(NamedTuple):
@@ -53,6 +58,7 @@ class SnapshotPlan(NamedTuple):
     name: str
     #: An interrupted export leaves a snapshot of the name that the next export will want.
     replace: bool
+    store: str = ""
 
 
 def plan_create(call: ExtStorageCall) -> CreatePlan:
@@ -70,11 +76,14 @@ def plan_create(call: ExtStorageCall) -> CreatePlan:
     if origin:
         check_name(origin, "the origin")
     adopt = _boolean(call, "reuse_data")
-    return CreatePlan(check_name(call.volume, "the volume name"), size, origin, call.cname or "", adopt)
+    store = store_of(call)
+    if "store" in call.parameters and not is_store_name(store):
+        raise BadParameterError(name="store", reason=f"has the value {store[:80]!r}, which is not the name of a store")
+    return CreatePlan(check_name(call.volume, "the volume name"), size, origin, call.cname or "", adopt, store)
 
 
 def plan_attach(call: ExtStorageCall) -> AttachPlan:
-    """Parameters may have been changed since creation; only `device` matters here, and a bad one means auto.
+    """Parameters may have been changed since creation; a bad `device` means auto, a wrong `store` is only a hint.
 
     For a failing attach makes Ganeti believe that there is no volume, and leak it.
     """
@@ -83,18 +92,23 @@ def plan_attach(call: ExtStorageCall) -> AttachPlan:
         device = _device(call)
     except BadParameterError:
         device = _automatic(call)
-    return AttachPlan(call.volume, device, call.access is Access.USERSPACE)
+    return AttachPlan(call.volume, device, call.access is Access.USERSPACE, store_of(call))
+
+
+def store_of(call: ExtStorageCall) -> str:
+    """The store that the disk's parameter names, or "". It may have been changed since the disk was created."""
+    return call.parameters.get("store", "")
 
 
 def plan_grow(call: ExtStorageCall) -> GrowPlan:
     assert call.new_size is not None
-    return GrowPlan(check_name(call.volume, "the volume name"), check_size(call.new_size * MEBIBYTE))
+    return GrowPlan(check_name(call.volume, "the volume name"), check_size(call.new_size * MEBIBYTE), store_of(call))
 
 
 def plan_snapshot(call: ExtStorageCall) -> SnapshotPlan:
     volume = check_name(call.volume, "the volume name")
     name = check_name(call.snapshot or "", "the snapshot name")
-    return SnapshotPlan(volume, name, replace=name == f"{volume}.snap")
+    return SnapshotPlan(volume, name, replace=name == f"{volume}.snap", store=store_of(call))
 
 
 def _automatic(call: ExtStorageCall) -> Device:

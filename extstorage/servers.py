@@ -14,14 +14,16 @@ import select
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from extstorage import answer, control
 from extstorage.errors import ServerError
-from extstorage.identity import ids_of
-from ganeti_plugin.errors import CommandError, StateError
+from extstorage.identity import acting_as, ids_of
+from extstorage.stores import STORE_FILE
+from ganeti_plugin.errors import CommandError, Error, StateError
+from ganeti_plugin.files import read_bounded, write_atomically
 from ganeti_plugin.log import warning
 from ganeti_plugin.run import run, spawn
 
@@ -41,7 +43,9 @@ _MOST_LOOPS = 1024
 class Site(NamedTuple):
     """Where things are on this node."""
 
-    store: Path
+    #: The configuration's table: name of each store and where it is (see stores.py).
+    stores: Mapping[str, str]
+    default_store: str
     user: str
     run: Path = Path(answer.RUN)
     devices: Path = Path(answer.DEVICES)
@@ -90,10 +94,11 @@ def is_running(site: Site, name: str) -> bool:
     return answer.is_serving(str(site.directory(name)))
 
 
-def start(site: Site, name: str) -> None:
-    """Have the volume served; nothing happens if it is."""
+def start(site: Site, name: str, store: str) -> None:
+    """Have the volume, which is in that store, served; nothing happens if it is."""
     if is_running(site, name):
         return
+    prepare_directory(site, name, store)
     if site.uses_units:
         run(["systemctl", "start", unit_of(name)], timeout=START_TIMEOUT)
     else:
@@ -103,27 +108,38 @@ def start(site: Site, name: str) -> None:
 
 
 def _start_plain(site: Site, name: str) -> None:
-    directory = prepare_directory(site, name)
+    directory = site.directory(name)
     for leftover in ("nbd.sock", "nbdkit.pid"):
         (directory / leftover).unlink(missing_ok=True)
     user: list[str | Path] = ["--user", site.user] if os.geteuid() == 0 else []
     run(
         [
             *("nbdkit", "--unix", site.socket(name), "--pidfile", directory / "nbdkit.pid", *user),
-            *("python", PLUGIN, f"volume={name}", f"store={site.store}", f"run={directory}"),
+            *("python", PLUGIN, f"volume={name}", f"run={directory}"),
         ],
         timeout=START_TIMEOUT,
     )
 
 
-def prepare_directory(site: Site, name: str) -> Path:
-    """The volume's directory under /run, which belongs to the store's user."""
+def prepare_directory(site: Site, name: str, store: str) -> Path:
+    """The volume's directory under /run, which belongs to the store's user, with the name of the store in it."""
     site.run.mkdir(mode=0o755, parents=True, exist_ok=True)
     directory = site.directory(name)
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o750)
         os.chown(directory, *ids_of(site.user))
+    with acting_as(site.user):  # never as root: the directory is another user's
+        write_atomically(directory / STORE_FILE, f"{store}\n".encode(), durable=False)
     return directory
+
+
+def recorded_store(site: Site, name: str) -> str:
+    """The name of the store that an attached volume is in; "" when it is not attached."""
+    try:
+        with acting_as(site.user):
+            return read_bounded(site.directory(name) / STORE_FILE, 256).decode("ascii").strip()
+    except (OSError, ValueError, Error):
+        return ""
 
 
 def stop(site: Site, name: str) -> None:

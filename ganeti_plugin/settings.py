@@ -90,9 +90,20 @@ class Archipelago(Section):
     name = "archipelago"
     summary = "Volumes, snapshots and images: the ExtStorage provider archipelago"
 
-    store_directory: Path = setting(
-        Path("/var/lib/snf-archipelago/store"),
-        help="Directory of the files store. It may be on a file system that several nodes share.",
+    stores: Mapping[str, str] = setting(
+        MappingProxyType({"main": "files:/var/lib/snf-archipelago/store"}),
+        pattern=r"files:/.*|rados:[^/?].*",
+        expected="the place of a store: files:/DIRECTORY or rados:POOL[/NAMESPACE][?OPTIONS]",
+        help="Table of the stores: a name for each, and where it is. files:/DIRECTORY may be on a file system that "
+        "several nodes share. rados:POOL[/NAMESPACE][?conf=FILE&user=NAME&keyring=FILE] is in a Ceph cluster. "
+        "The same on all nodes. A store must have been made: archipelago store create NAME (that of the default "
+        "makes itself).",
+    )
+    default_store: str = setting(
+        "main",
+        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+        expected="the name of a store",
+        help="The store of disks that do not name one with the parameter store.",
     )
     user: str = setting(
         "snf-archipelago",

@@ -178,7 +178,7 @@ def test_a_second_server_is_refused(volume: str, tmp_path: Path) -> None:
     other = subprocess.Popen(
         [
             *("nbdkit", "-f", "--unix", str(run / "nbd.sock"), "python", f"{tree}/extstorage/nbdkit_plugin.py"),
-            *(f"volume={volume}", f"store={STORE}", f"run={run}"),
+            *(f"volume={volume}", f"store=files:{STORE}", f"run={run}"),
         ]
     )
     try:

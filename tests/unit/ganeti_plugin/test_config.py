@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_without_files_every_setting_has_its_default(tmp_path: Path) -> None:
     loaded = config.load(tmp_path / "missing")
     assert loaded.image.helper_memory == 512
     assert loaded.image.accel is Accel.AUTO
-    assert loaded.archipelago.store_directory == Path("/var/lib/snf-archipelago/store")
+    assert dict(loaded.archipelago.stores) == {"main": "files:/var/lib/snf-archipelago/store"}
     assert dict(loaded.network.uplinks) == {}
 
 
@@ -121,7 +122,9 @@ def test_every_setting_has_help_and_a_type_that_can_be_read() -> None:
         assert setting.help.endswith("."), setting.name
         assert config.can_read(setting), setting.name
         assert bool(setting.pattern) == bool(setting.expected), setting.name
-        assert not setting.pattern or re.fullmatch(setting.pattern, str(setting.default)), setting.name
+        values = setting.default.values() if isinstance(setting.default, Mapping) else [setting.default]
+        for value in values:
+            assert not setting.pattern or re.fullmatch(setting.pattern, str(value)), setting.name
 
 
 def test_reading_a_file_that_sets_nothing_does_not_import_the_toml_reader(tmp_path: Path) -> None:

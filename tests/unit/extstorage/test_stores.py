@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The table of stores: what a line of it means, and which store a volume is looked for in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from extstorage import apply, servers, stores
+from extstorage.errors import (
+    BadStoreError,
+    BadStoreSpecError,
+    NoSuchStoreError,
+    NoSuchVolumeError,
+    UnknownOriginError,
+    UnreachableStoreError,
+)
+from extstorage.plan import CreatePlan
+from extstorage.servers import Site
+from extstorage.stores import FilesSpec, RadosSpec
+from ganeti_plugin.config import converted
+from ganeti_plugin.settings import Archipelago, Setting
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("files:/srv/store", FilesSpec(Path("/srv/store"))),
+        ("files:/srv/a b?c", FilesSpec(Path("/srv/a b?c"))),
+        ("rados:vms", RadosSpec("vms")),
+        ("rados:vms/one", RadosSpec("vms", "one")),
+        ("rados:vms?conf=/a/b.conf&user=x", RadosSpec("vms", "", Path("/a/b.conf"), "x")),
+        ("rados:vms/one?keyring=/k=1&lease=2.5", RadosSpec("vms", "one", keyring="/k=1", lease=2.5)),
+    ],
+)
+def test_a_place_is_read(text: str, spec: stores.Spec) -> None:
+    assert stores.parse(text) == spec
+    declared = vars(Archipelago)["stores"]
+    assert isinstance(declared, Setting)
+    assert converted(declared, {"x": text}) == {"x": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("/srv/store", "neither with files: nor with rados:"),
+        ("s3:bucket", "neither with files: nor with rados:"),
+        ("files:store", "absolute directory"),
+        ("files:/a/../b", "absolute directory"),
+        ("rados:", "name of a pool"),
+        ("rados:a b", "name of a pool"),
+        ("rados:a/", "a namespace"),
+        ("rados:a/b/c", "a namespace"),
+        ("rados:a?key=SECRET", "no option 'key'"),
+        ("rados:a?user=", "once and with a value"),
+        ("rados:a?user=x&user=y", "once and with a value"),
+        ("rados:a?conf=ceph.conf", "absolute path"),
+        ("rados:a?lease=0", "at least 1 second"),
+        ("rados:a?lease=soon", "at least 1 second"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(BadStoreSpecError, match=complaint):
+        stores.parse(text)
+
+
+def test_the_error_of_an_unknown_store_names_those_that_are_there() -> None:
+    with pytest.raises(NoSuchStoreError, match="'x'; the configuration has a, b"):
+        stores.spec_of({"a": "files:/a", "b": "files:/b"}, "x")
+
+
+def test_a_place_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
+    """It may be where a file system is not mounted."""
+    with pytest.raises(BadStoreError):
+        stores.open_store(FilesSpec(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    stores.open_store(FilesSpec(tmp_path), make=True)
+    assert stores.open_store(FilesSpec(tmp_path)).names() == []
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)  # be nobody else: the store's user does not exist here
+    table = {name: f"files:{tmp_path}/{name}" for name in ("main", "fast", "slow")}
+    found = Site(table, "main", "nobody", run=tmp_path / "run", devices=tmp_path / "devices")
+    for name in table:
+        stores.open_store(stores.spec_of(table, name), make=True)
+    return found
+
+
+def create(site: Site, name: str, store: str = "", origin: str = "") -> None:
+    apply.create(site, CreatePlan(name, 64 * MIB, origin, f"c-{name}", adopt=False, store=store))
+
+
+def where(site: Site) -> Mapping[str, list[str]]:
+    found = {}
+    for name in site.stores:
+        with apply.using_store(site, name) as store:
+            found[name] = store.names()
+    return found
+
+
+def test_a_volume_is_made_where_it_shall_be_and_found_wherever_it_is(site: Site) -> None:
+    create(site, "a")
+    create(site, "b", "slow")
+    assert where(site) == {"main": ["a"], "fast": [], "slow": ["b"]}
+    assert apply.find(site, "b", "fast") == "slow"
+    assert apply.find(site, "b", "no such store") == "slow"
+    assert apply.find(site, "c") == ""
+    with pytest.raises(NoSuchVolumeError, match="main or fast or slow"):
+        apply.verify(site, "c")
+    with pytest.raises(NoSuchStoreError):
+        create(site, "c", "other")
+    apply.remove(site, "b", "main")
+    apply.remove(site, "b", "main")
+    assert where(site)["slow"] == []
+
+
+def test_the_store_that_serves_a_volume_is_asked_first(site: Site) -> None:
+    create(site, "a", "main")
+    create(site, "a", "slow")
+    servers.prepare_directory(site, "a", "slow")
+    assert apply.find(site, "a", "main") == "slow"
+    (site.run / "a" / "store").write_text("../x\n")
+    assert apply.find(site, "a") == "main"
+
+
+def test_a_clone_is_made_beside_its_origin(site: Site) -> None:
+    create(site, "a", "slow")
+    with apply.using_store(site, "slow") as store:
+        store.write_map("a", store.read_map("a")._replace(read_only=True))
+    create(site, "b", origin="a")
+    assert where(site)["slow"] == ["a", "b"]
+    with pytest.raises(UnknownOriginError):
+        create(site, "c", "main", origin="a")
+
+
+def test_what_may_be_in_a_store_that_cannot_be_asked_is_neither_missing_nor_removed(site: Site, tmp_path: Path) -> None:
+    create(site, "a", "fast")
+    create(site, "b", "slow")
+    (tmp_path / "fast").rename(tmp_path / "away")
+    assert apply.find(site, "b", "fast") == "slow"
+    apply.remove(site, "b")
+    for action in (apply.remove, apply.verify):
+        with pytest.raises(UnreachableStoreError, match="'fast'"):
+            action(site, "a")
+    (tmp_path / "away").rename(tmp_path / "fast")
+    apply.remove(site, "a")
+    assert where(site)["fast"] == []
+
+
+def test_reuse_finds_the_data_in_any_store(site: Site) -> None:
+    create(site, "a", "slow")
+    apply.create(site, CreatePlan("b", 64 * MIB, "", "c-a", adopt=True))
+    assert where(site)["slow"] == ["b"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from extstorage import answer, catalog, control, run_pages, servers, stores
@@ -172,14 +172,20 @@ def grow(site: Site, plan: GrowPlan) -> None:
 
 def snapshot(site: Site, plan: SnapshotPlan) -> None:
     """Of a volume in use, its server does it between two requests; else we do it here."""
-    facts = Info(created=time.time(), origin=plan.volume)
     if plan.replace:
         _remove_old_snapshot(site, plan)
+    facts = Info(created=time.time(), origin=plan.volume, properties=properties(site, plan.volume, plan.store))
     if servers.is_running(site, plan.volume):
         control.call(site.directory(plan.volume), plan.volume, "snapshot", name=plan.name, facts=facts._asdict())
         return
     with _offline(site, plan.volume, plan.store) as session:
         session.snapshot(plan.name, facts)
+
+
+def properties(site: Site, name: str, wanted: str = "") -> Mapping[str, str]:
+    """What was kept beside the image that a volume comes from: for snf-image, and for what is made of the volume."""
+    with using_store_of(site, name, wanted) as store:
+        return store.read_info(name).properties
 
 
 def _remove_old_snapshot(site: Site, plan: SnapshotPlan) -> None:

@@ -57,6 +57,8 @@ def create_volume(store: Store, name: str, size: int, *, origin: str = "", cname
         owner = uuid.uuid4().bytes
         if origin:
             new = maps.clone(_origin_map(store, origin, size), size, owner)
+            # Its own copy: the image may be removed while the clone lives.
+            facts = facts._replace(properties=store.read_info(origin).properties)
         else:
             new = maps.empty(size, owner)
         store.create(name, new, facts)

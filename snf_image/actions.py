@@ -12,7 +12,7 @@ from pathlib import Path
 from ganeti_plugin import config, log
 from ganeti_plugin.contract.os import Action, OsCall, OsInstance, OsTransfer
 from ganeti_plugin.errors import Error, InputError
-from snf_image import customize, deploy, locks, parameters, plan, source, targets, transfer
+from snf_image import customize, deploy, kept, locks, parameters, plan, source, targets, transfer
 from snf_image.monitor import Monitor, monitor
 from snf_image.parameters import Parameters
 from snf_image.targets import Target
@@ -36,7 +36,8 @@ def _create(call: OsCall) -> None:
     """Put the image on disk 0 unless it is there already, then have the disks customized."""
     instance = _instance(call)
     settings = config.load().image
-    wanted = parameters.parse(call.parameters)
+    is_kept = parameters.takes_kept_properties(call.parameters) and bool(instance.disks)
+    wanted = parameters.parse(call.parameters, kept.properties_of(instance.disks[0]) if is_kept else {})
     with monitor(settings.progress_monitor, instance.name) as progress:
         try:
             _fill(instance, wanted, progress)

@@ -86,8 +86,18 @@ class Parameters:
         return tuple(self.properties.get("USERS", "").split()) or None
 
 
-def parse(given: Mapping[str, str]) -> Parameters:
-    """Check the OS parameters of a call (lower-case names). Raises ParameterError or UnbuiltError."""
+def takes_kept_properties(given: Mapping[str, str]) -> bool:
+    """Whether the properties that are kept beside the image count: of a clone, and when the user gives none."""
+    return given.get("img_id") == "null" and not given.get("img_properties")
+
+
+def parse(given: Mapping[str, str], kept: Mapping[str, str] = MappingProxyType({})) -> Parameters:
+    """Check the OS parameters of a call (lower-case names). Raises ParameterError or UnbuiltError.
+
+    `kept` stands in for img_properties: it is what the image brings along.
+    """
+    if takes_kept_properties(given) and kept:
+        given = {**given, "img_properties": json.dumps(dict(kept))}
     _refuse_unknown(given)
     _refuse_unbuilt(given)
     password, password_hash = _passwords(given)

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from ganeti_plugin.errors import Error, InputError
-from snf_image.parameters import DECLARED, ParameterError, UnbuiltError, parse
+from snf_image.parameters import DECLARED, ParameterError, UnbuiltError, parse, takes_kept_properties
 
 GOOD = {"img_id": "null", "img_format": "diskdump"}
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKq me@here"
@@ -41,6 +41,32 @@ def test_everything() -> None:
     assert parameters.properties == {"OSFAMILY": "linux", "USERS": "root", "SIZE": "12", "DO_SYNC": "yes", "NOTE": ""}
     assert parameters.users == ("root",)
     assert (parameters.personality[0].mode, parameters.personality[0].owner) == (420, "root")
+
+
+KEPT = {"USERS": "debian", "NOTE": "kept"}
+
+
+def test_what_is_kept_beside_the_image_counts_when_nothing_is_given() -> None:
+    parameters = parse({**GOOD, "inst_properties": '{"note": "mine"}'}, KEPT)
+    assert parameters.properties == {"USERS": "debian", "NOTE": "mine"}
+    assert parameters.users == ("debian",)
+
+
+@pytest.mark.parametrize("text", ['{"OSFAMILY": "linux"}', "{}"])
+def test_what_is_given_replaces_all_that_is_kept(text: str) -> None:
+    assert parse({**GOOD, "img_properties": text}, KEPT).properties == json.loads(text)
+
+
+def test_another_image_has_nothing_of_the_disk_s() -> None:
+    given = {**GOOD, "img_id": "local.raw"}
+    assert not takes_kept_properties(given)
+    assert parse(given, KEPT).properties == {}
+
+
+@pytest.mark.parametrize("bad", [{"A B": ""}, {"USERS": "root; reboot"}, {"OSFAMILY": "plan9"}, {"X": "a\0b"}])
+def test_what_is_kept_is_checked_as_if_it_were_given(bad: dict[str, str]) -> None:
+    with pytest.raises(ParameterError):
+        parse(GOOD, bad)
 
 
 @pytest.mark.parametrize(

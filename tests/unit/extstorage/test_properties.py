@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Which volume a disk is, as Ganeti names disks to an OS definition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from extstorage import answer, catalog
+from extstorage.errors import BadNameError
+from extstorage.memory_store import MemoryStore
+from extstorage.properties import NotOursError, volume_of
+from extstorage.servers import Site
+from extstorage.store import Info
+
+NAME = "11111111-2222-3333-4444-555555555555.ext.disk0"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    return Site({"main": f"files:{tmp_path}/store"}, "main", "nobody", tmp_path / "run", tmp_path / "devices")
+
+
+def test_a_name_is_itself(site: Site) -> None:
+    assert volume_of(site, NAME) == NAME
+
+
+@pytest.mark.parametrize("ending", ["", ",file.reconnect-delay=30"])
+def test_the_socket_of_a_uri_names_the_volume(site: Site, ending: str) -> None:
+    assert volume_of(site, f"nbd+unix:///?socket={site.socket(NAME)}{ending}") == NAME
+
+
+@pytest.mark.parametrize(
+    "disk",
+    [
+        "nbd+unix:///?socket=/run/elsewhere/volume/nbd.sock",
+        "nbd+unix:///?socket={run}/volume/control.sock",
+        "nbd+unix:///?socket={run}/../x/nbd.sock",
+        "nbd+unix:///?socket={run}/a/nbd.sock&socket={run}/b/nbd.sock",
+        "nbd+unix:///",
+        "/dev/null",
+        "/no/such/device",
+    ],
+)
+def test_what_is_not_ours(site: Site, disk: str) -> None:
+    with pytest.raises(NotOursError) as caught:
+        volume_of(site, disk.format(run=site.run))
+    assert caught.value.exit_status == 2
+
+
+def test_a_name_that_is_none(site: Site) -> None:
+    with pytest.raises(BadNameError):
+        volume_of(site, f"nbd+unix:///?socket={site.run}/-x/nbd.sock")
+
+
+def test_a_device_is_the_volume_s_whose_file_it_stands_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an old note in a directory says."""
+    owners = {str(site.device_directory(NAME)): "/dev/null", str(site.device_directory("other")): ""}
+    for directory in owners:
+        Path(directory).mkdir(parents=True)
+    monkeypatch.setattr(answer, "device_of", owners.__getitem__)
+    assert volume_of(site, "/dev/null") == NAME
+
+
+def test_a_clone_has_its_own_copy() -> None:
+    store = MemoryStore()
+    catalog.create_volume(store, "first", 1 << 20)
+    head = store.read_map("first")
+    store.create("golden", head._replace(read_only=True), Info(created=1.0, image=True, properties={"USERS": "debian"}))
+    catalog.create_volume(store, "clone", 1 << 20, origin="golden")
+    catalog.remove(store, "golden")
+    assert store.read_info("clone").properties == {"USERS": "debian"}

@@ -106,7 +106,9 @@ def freeze(old: VolumeMap, owned: Mapping[int, int]) -> VolumeMap:
     entries = old.entries[:]
     for index, bits in owned.items():
         start = index * DEPTH
-        below = [] if bits == full_mask(old.size, index) else [n for n in entries[start : start + DEPTH] if n]
+        # A merged block owns all of 1024 pages, also where the volume ends before them.
+        full = full_mask(old.size, index)
+        below = [] if bits & full == full else [n for n in entries[start : start + DEPTH] if n]
         layers = [number, *below]
         if len(layers) > DEPTH:
             raise ValueError(f"block {index} has more than {DEPTH} layers")

@@ -18,6 +18,18 @@ KINDS = ("unit", "real", "e2e")
 HARMLESS = (Path(sys.executable).name, "python3")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=1, help="the first seed of the tests that make up their own input")
+    parser.addoption("--rounds", type=int, default=1, help="how many seeds they try; more take longer and find more")
+
+
+@pytest.fixture
+def seeds(request: pytest.FixtureRequest) -> list[int]:
+    """For tests that make up their own input. They name the seed when they fail."""
+    first = request.config.getoption("--seed")
+    return list(range(first, first + request.config.getoption("--rounds")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by its folder: tests/unit, tests/real, tests/e2e."""
     for item in items:

@@ -63,6 +63,13 @@ def test_the_last_block_is_complete_with_the_pages_it_has() -> None:
     assert maps.freeze(old, {1: 1}).layers(1) == (old.current,)
 
 
+def test_a_merged_last_block_needs_no_layer_below() -> None:
+    old = maps.empty(BLOCK + SECTOR, OWNER)
+    for _ in range(DEPTH):
+        old = maps.freeze(old, {1: 2})
+    assert maps.freeze(old, {1: FULL}).layers(1) == (old.current,)
+
+
 def test_a_clone_keeps_offsets_and_gets_holes_behind() -> None:
     parent = maps.as_snapshot(deep_map())
     clone = maps.clone(parent, 10 * BLOCK, bytes(16))

@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""A generator like fsx for everything that can happen to volumes, compared with byte arrays after each step.
+
+It keeps a few small volumes, each with two nodes that may serve it, and snapshots of them. The same seed gives the same
+operations over every store. A failure says the seed, the step, and what was done last.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Protocol
+
+from extstorage import catalog
+from extstorage.errors import HeldError, NotOpenError, ReadOnlyError
+from extstorage.names import BLOCK, PAGE, SECTOR
+from extstorage.session import Session
+from extstorage.store import Info, Store
+from tests.datapath.model import Model
+
+#: Few blocks, and tails of every kind: a sector, a page, a page and a sector, none.
+SIZES = (SECTOR, PAGE, 3 * PAGE + SECTOR, BLOCK, BLOCK + SECTOR, 2 * BLOCK - PAGE, 3 * BLOCK + 5 * PAGE + SECTOR)
+LENGTHS = (1, 511, SECTOR, 700, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 5 * PAGE + 77, 64 << 10)
+MOST_DISKS = 4
+MOST_SNAPSHOTS = 10
+LAST = 25
+
+WEIGHTS = {
+    "write": 30,
+    "read": 10,
+    "zero": 5,
+    "discard": 5,
+    "flush": 4,
+    "extents": 2,
+    "snapshot": 7,
+    "clone": 3,
+    "grow": 2,
+    "remove_disk": 1,
+    "remove_snapshot": 3,
+    "check_snapshot": 2,
+    "reopen": 2,
+    "restart": 2,
+    "kill": 3,
+    "hand_over": 2,
+    "fail_to_hand_over": 1,
+    "meddle": 1,
+}
+
+
+class World(Protocol):
+    """A store as several nodes see it."""
+
+    def open(self) -> Store:
+        """The store as one more process opens it."""
+
+    def kill(self, session: Session) -> None:
+        """The process with this session dies: its lock is free, and nothing else happened."""
+
+
+class Disk:
+    """One volume, its model, and the two nodes that may serve it."""
+
+    def __init__(self, name: str, model: Model, directory: Path) -> None:
+        self.name = name
+        self.model = model
+        self.runs = [directory / f"{name}.{node}" for node in (0, 1)]
+        for run in self.runs:
+            run.mkdir(parents=True)
+        self.node = 0
+        self.sessions: list[Session | None] = [None, None]
+
+    @property
+    def session(self) -> Session:
+        found = self.sessions[self.node]
+        assert found is not None
+        return found
+
+
+class Failed(AssertionError):
+    """Says how to do it again."""
+
+
+class Generator:
+    """See the module."""
+
+    def __init__(self, world: World, directory: Path, seed: int) -> None:
+        self.world = world
+        self.store = world.open()
+        self.directory = directory
+        self.seed = seed
+        self.random = random.Random(seed)
+        self.disks: list[Disk] = []
+        self.snapshots: dict[str, Model] = {}
+        self.done: deque[str] = deque(maxlen=LAST)
+        self.count = 0
+
+    def run(self, steps: int) -> None:
+        try:
+            for _ in range(steps):
+                self.step()
+            self.check()
+            self.remove_all()
+        except Exception as error:
+            last = "\n  ".join(self.done)
+            raise Failed(f"--seed={self.seed}, step {self.count}: {error!r}; the last steps:\n  {last}") from error
+
+    def step(self) -> None:
+        self.count += 1
+        if not self.disks:
+            self._new_disk("")
+        action = self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        getattr(self, action)(self.random.choice(self.disks))
+
+    def _note(self, text: str) -> None:
+        self.done.append(f"{self.count}: {text}")
+
+    # What clients do.
+
+    def _range(self, size: int) -> tuple[int, int]:
+        """Near the places where things change: the beginning, the edges of blocks, the end."""
+        length = min(size, self.random.choice(LENGTHS) if self.random.random() < 0.98 else BLOCK + PAGE)
+        place = self.random.randrange(4)
+        if place == 0:
+            start = self.random.randrange(16 * PAGE)
+        elif place == 1:
+            start = self.random.randrange(1, 4) * BLOCK - self.random.randrange(2 * PAGE)
+        elif place == 2:
+            start = size - length - self.random.choice((0, 0, 1, SECTOR, PAGE))
+        else:
+            start = self.random.randrange(size)
+        if self.random.random() < 0.5:
+            start -= start % PAGE
+        start = max(0, min(start, size - 1))
+        return start, min(length, size - start)
+
+    def write(self, disk: Disk) -> None:
+        offset, length = self._range(disk.model.size)
+        data = self.random.randbytes(length)
+        self._note(f"write {disk.name} {offset} {length}")
+        disk.session.write(memoryview(data), offset)
+        disk.model.write(data, offset)
+
+    def read(self, disk: Disk) -> None:
+        offset, length = self._range(disk.model.size)
+        self._note(f"read {disk.name} {offset} {length}")
+        assert read(disk.session, offset, length) == disk.model.read(offset, length)
+
+    def zero(self, disk: Disk) -> None:
+        offset, length = self._wide_range(disk.model.size)
+        self._note(f"zero {disk.name} {offset} {length}")
+        disk.session.zero(offset, length)
+        disk.model.zero(offset, length)
+
+    def discard(self, disk: Disk) -> None:
+        offset, length = self._wide_range(disk.model.size)
+        self._note(f"discard {disk.name} {offset} {length}")
+        disk.session.discard(offset, length)
+        disk.model.discard(offset, length)
+
+    def _wide_range(self, size: int) -> tuple[int, int]:
+        """Whole blocks too, which cost nothing here."""
+        if self.random.random() < 0.3:
+            start = self.random.randrange(-(-size // BLOCK)) * BLOCK
+            return start, min(size - start, self.random.choice((BLOCK, 2 * BLOCK)))
+        return self._range(size)
+
+    def flush(self, disk: Disk) -> None:
+        self._note(f"flush {disk.name}")
+        disk.session.flush()
+        disk.model.flushed()
+
+    def extents(self, disk: Disk) -> None:
+        """What is called a hole reads as zeros."""
+        self._note(f"extents {disk.name}")
+        position = 0
+        while position < disk.model.size:
+            found = disk.session.extents(position, disk.model.size - position)
+            assert found
+            for extent in found:
+                if extent.hole:
+                    first, end = position // PAGE, -(-(position + extent.length) // PAGE)
+                    written = (page for page in disk.model.pages if first <= page < end)
+                    for page in written:
+                        start, stop = max(position, page * PAGE), min(position + extent.length, (page + 1) * PAGE)
+                        assert not any(disk.model.read(start, stop - start)), f"page {page} is no hole"
+                position += extent.length
+        assert position == disk.model.size
+
+    # What administrators do.
+
+    def _new_disk(self, origin: str) -> None:
+        name = f"disk{self.count}"
+        model = self.snapshots[origin] if origin else Model(self.random.choice(SIZES))
+        size = model.size + (self.random.choice((0, 0, SECTOR, PAGE, BLOCK)) if origin else 0)
+        self._note(f"new {name} of {size} from {origin!r}")
+        catalog.create_volume(self.store, name, size, origin=origin)
+        disk = Disk(name, model.copy(size), self.directory)
+        self.disks.append(disk)
+        self._start(disk)
+
+    def _start(self, disk: Disk) -> None:
+        session = Session(self.world.open(), disk.name, disk.runs[disk.node])
+        session.resume()
+        session.open(True)
+        disk.sessions[disk.node] = session
+
+    def snapshot(self, disk: Disk) -> None:
+        if len(self.snapshots) >= MOST_SNAPSHOTS:
+            self.remove_snapshot(disk)
+        name = f"snap{self.count}"
+        self._note(f"snapshot {disk.name} {name}")
+        disk.session.snapshot(name, Info(created=0.0))
+        disk.model.flushed()
+        self.snapshots[name] = disk.model.copy()
+
+    def clone(self, disk: Disk) -> None:
+        if self.snapshots:
+            if len(self.disks) >= MOST_DISKS:
+                self.remove_disk(disk)
+            self._new_disk(self.random.choice(sorted(self.snapshots)))
+
+    def grow(self, disk: Disk) -> None:
+        size = disk.model.size + self.random.choice((SECTOR, PAGE, 9 * SECTOR, BLOCK))
+        if size > 6 * BLOCK:
+            return
+        self._note(f"grow {disk.name} to {size}")
+        disk.session.grow(size)
+        disk.model.size = size
+        disk.model.flushed()
+
+    def remove_disk(self, disk: Disk) -> None:
+        self._note(f"remove {disk.name}")
+        disk.session.shutdown()
+        catalog.remove(self.store, disk.name)
+        self.disks.remove(disk)
+        for run in disk.runs:
+            shutil.rmtree(run)
+
+    def remove_snapshot(self, disk: Disk) -> None:
+        if self.snapshots:
+            name = self.random.choice(sorted(self.snapshots))
+            self._note(f"remove {name}")
+            catalog.remove(self.store, name)
+            del self.snapshots[name]
+
+    # What happens to servers.
+
+    def reopen(self, disk: Disk) -> None:
+        self._note(f"close and open {disk.name}")
+        disk.session.close()
+        disk.model.flushed()
+        refuses(disk.session, NotOpenError)
+        disk.session.open(True)
+
+    def restart(self, disk: Disk) -> None:
+        self._note(f"restart {disk.name}")
+        disk.session.shutdown()
+        disk.model.flushed()
+        self._start(disk)
+
+    def kill(self, disk: Disk) -> None:
+        """Everything acknowledged is there for the successor on the same node."""
+        self._note(f"kill {disk.name}")
+        self.world.kill(disk.session)
+        self._start(disk)
+
+    def _begin_hand_over(self, disk: Disk) -> tuple[Session, Session]:
+        """As Ganeti does before a live migration: both sides attached, both opened shared."""
+        source = disk.session
+        target = Session(self.world.open(), disk.name, disk.runs[1 - disk.node])
+        target.resume()
+        target.close()
+        source.open(False)
+        target.open(False)
+        return source, target
+
+    def hand_over(self, disk: Disk) -> None:
+        self._note(f"migrate {disk.name}")
+        source, target = self._begin_hand_over(disk)
+        for side in (source, target, source, target) if self.random.random() < 0.5 else (target,):
+            other = target if side is source else source
+            offset, length = self._range(disk.model.size)
+            data = self.random.randbytes(length)
+            with polling(other):
+                side.write(memoryview(data), offset)
+                disk.model.write(data, offset)
+                assert read(side, 0, min(PAGE, disk.model.size)) == disk.model.read(0, min(PAGE, disk.model.size))
+        source.close()
+        target.open(True)
+        refuses(source, NotOpenError)
+        source.shutdown()
+        disk.node = 1 - disk.node
+        disk.sessions[disk.node] = target
+        disk.sessions[1 - disk.node] = None
+
+    def fail_to_hand_over(self, disk: Disk) -> None:
+        self._note(f"fail to migrate {disk.name}")
+        source, target = self._begin_hand_over(disk)
+        target.close()
+        source.open(True)
+        target.shutdown()
+
+    def meddle(self, disk: Disk) -> None:
+        """A second writer is refused, and what a reader without the lock sees after a flush is there."""
+        self._note(f"meddle with {disk.name}")
+        disk.session.flush()
+        disk.model.flushed()
+        other = Session(self.world.open(), disk.name)
+        refuses(other, HeldError)
+        offset, length = self._range(disk.model.size)
+        assert read(other, offset, length) == disk.model.read(offset, length)
+        other.shutdown()
+
+    # What must be so.
+
+    def check_snapshot(self, disk: Disk) -> None:
+        if self.snapshots:
+            name = self.random.choice(sorted(self.snapshots))
+            self._note(f"check {name}")
+            reader = Session(self.world.open(), name)
+            refuses(reader, ReadOnlyError)
+            verify(reader, self.snapshots[name], name)
+            reader.shutdown()
+
+    def check(self) -> None:
+        for disk in self.disks:
+            verify(disk.session, disk.model, disk.name)
+            self.extents(disk)
+        for name, model in self.snapshots.items():
+            reader = Session(self.world.open(), name)
+            verify(reader, model, name)
+            reader.shutdown()
+
+    def remove_all(self) -> None:
+        """In any order, nothing stays behind."""
+        for disk in list(self.disks):
+            self.remove_disk(disk)
+        for name in self.random.sample(sorted(self.snapshots), len(self.snapshots)):
+            catalog.remove(self.store, name)
+        assert self.store.names() == []
+        assert list(self.store.layers()) == []
+
+
+class polling:  # noqa: N801 - reads as a statement
+    """The other server's helper thread, which yields the lock when it is asked to."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        deadline = time.monotonic() + 60
+        while not self._ended.is_set() and time.monotonic() < deadline:
+            self._session.poll()
+            time.sleep(0.002)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+def read(session: Session, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    session.readinto(memoryview(buffer), offset)
+    return bytes(buffer)
+
+
+def refuses(session: Session, kind: type[Exception]) -> None:
+    try:
+        session.write(memoryview(b"never"), 0)
+    except kind:
+        return
+    raise AssertionError(f"it wrote, and should have raised {kind.__name__}")
+
+
+def verify(session: Session, model: Model, name: str) -> None:
+    """The whole content: each page that was ever written, and zeros between."""
+    assert session.size == model.size, f"{name} has {session.size} bytes instead of {model.size}"
+    position = 0
+    for start in range(0, model.size, BLOCK):
+        length = min(BLOCK, model.size - start)
+        found, expected = read(session, start, length), model.read(start, length)
+        if found != expected:
+            position = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
+            raise AssertionError(f"{name} differs at byte {start + position}")

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Content addressing: what a block is called, what a whole image is called, and how many blocks get their names fast.
+
+The names are those of Pithos, so that an image of ours is a file of Pithos and the other way round: a block's is the
+SHA-256 of its 4 MiB without the zeros at its end, an image's the root of the Merkle tree over its blocks' names.
+
+`Pipeline` is what everything that needs names shares. The calling thread reads; as many threads as there are processors
+hash and store (hashlib and the system calls let go of Python's lock); results come in order; a fixed set of buffers
+bounds the memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, Self, TypeVar
+
+from extstorage.names import BLOCK, PAGE
+
+DIGEST = 32
+
+#: The name of a block of zeros. It is never stored: it is a hole.
+NOTHING = hashlib.sha256().digest()
+
+_CHUNK = 64 << 10
+_ZEROS = bytes(_CHUNK)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def length_of(data: memoryview) -> int:
+    """How long the data is without the zeros at its end.
+
+    By chunks, since bytes.rstrip needs 10 ms for a block of zeros and lets no other thread run meanwhile.
+    """
+    end = len(data)
+    while end:
+        start = max(0, end - _CHUNK)
+        chunk = bytes(data[start:end])
+        if chunk[-1] or chunk != _ZEROS[: end - start]:
+            return start + len(chunk.rstrip(b"\0"))
+        end = start
+    return 0
+
+
+def digest_of(data: memoryview) -> bytes:
+    """The name of a block."""
+    return hashlib.sha256(data[: length_of(data)]).digest()
+
+
+def root_of(digests: Iterable[bytes | None]) -> bytes:
+    """The name of a whole image: the Merkle root over its blocks' names, where None is a hole."""
+    level = [NOTHING if digest is None else digest for digest in digests]
+    if not level:
+        return NOTHING
+    level += [bytes(DIGEST)] * ((1 << (len(level) - 1).bit_length()) - len(level))
+    while len(level) > 1:
+        level = [hashlib.sha256(level[at] + level[at + 1]).digest() for at in range(0, len(level), 2)]
+    return level[0]
+
+
+class Block(NamedTuple):
+    """Block `number` of a disk, as read: `length` bytes of `buffer`, which came from `Pipeline.take`."""
+
+    number: int
+    buffer: memoryview
+    length: int
+
+
+class Named(NamedTuple):
+    """A block with its name, which is None for a hole. `data` goes on to the end of the last page that is not zero."""
+
+    number: int
+    digest: bytes | None
+    data: memoryview
+    buffer: memoryview
+
+
+def _named(block: Block) -> Named:
+    length = length_of(block.buffer[: block.length])
+    if not length:
+        return Named(block.number, None, block.buffer[:0], block.buffer)
+    digest = hashlib.sha256(block.buffer[:length]).digest()
+    whole = -(-length // PAGE) * PAGE
+    if block.length < whole:
+        block.buffer[block.length : whole] = bytes(whole - block.length)
+    return Named(block.number, digest, block.buffer[:whole], block.buffer)
+
+
+class Pipeline:
+    """Buffers and threads for as long as a piece of work lasts: a context manager."""
+
+    def __init__(self, *, batch: int = 16, ahead: int = 8) -> None:
+        self._batch = batch
+        self._ahead = ahead
+        # One batch is being stored and one collected, `ahead` blocks are being hashed, and one is being read. Each
+        # buffer has pages of its own, so that a store can write it without a copy (O_DIRECT).
+        self._free = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(2 * batch + ahead + 1)]
+        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "content")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def take(self) -> memoryview:
+        """A buffer of a block's size, with anything in it."""
+        return self._free.pop()
+
+    def ordered(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """What `work` makes of each item, in the items' order; a few are worked on at a time."""
+        running: deque[Future[R]] = deque()
+        for item in items:
+            running.append(self._pool.submit(work, item))
+            if len(running) >= self._ahead:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+    def absorb(
+        self,
+        blocks: Iterable[Block],
+        publish: Callable[[Sequence[Named]], None],
+        put: Callable[[bytes, memoryview], object],
+    ) -> Iterator[Named]:
+        """Name blocks, tell `publish` some names at a time, and only then `put` those blocks; yields what is stored.
+
+        A block is not put twice in a run. The buffer of what was yielded is used again afterwards.
+        """
+        seen: set[bytes] = set()
+        batch: list[Named] = []
+        storing: list[tuple[Named, Future[object] | None]] = []
+        for named in self.ordered(_named, blocks):
+            batch.append(named)
+            if len(batch) == self._batch:
+                yield from self._stored(storing)
+                publish(batch)
+                storing, batch = self._start(batch, seen, put), []
+        yield from self._stored(storing)
+        publish(batch)
+        yield from self._stored(self._start(batch, seen, put))
+
+    def _start(
+        self, batch: Sequence[Named], seen: set[bytes], put: Callable[[bytes, memoryview], object]
+    ) -> list[tuple[Named, Future[object] | None]]:
+        started: list[tuple[Named, Future[object] | None]] = []
+        for named in batch:
+            future = None
+            if named.digest is not None and named.digest not in seen:
+                seen.add(named.digest)
+                future = self._pool.submit(put, named.digest, named.data)
+            started.append((named, future))
+        return started
+
+    def _stored(self, storing: Iterable[tuple[Named, Future[object] | None]]) -> Iterator[Named]:
+        for named, future in storing:
+            if future is not None:
+                future.result()
+            yield named
+            self._free.append(named.buffer)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from extstorage import answer, catalog, control, run_pages, servers, stores
+from extstorage import answer, catalog, control, devices, run_pages, servers, stores
 from extstorage.errors import BadSizeError, BrokenError, NoSuchVolumeError, ServerError, UnreachableStoreError
 from extstorage.identity import acting_as
 from extstorage.names import check_name
@@ -108,14 +108,14 @@ def attach(site: Site, plan: AttachPlan) -> str:
         if not name:
             raise _no_such_volume(site, plan.volume)
         servers.start(site, plan.volume, name)
-    device = servers.start_device(site, plan.volume) if plan.device is Device.LOOP else ""
+    device = devices.start_device(site, plan.volume) if plan.device is Device.LOOP else ""
     return answer.text(device, str(site.socket(plan.volume)) if plan.uri else "")
 
 
 def detach(site: Site, name: str) -> None:
     """Take device and server away, and leave nothing under /run once everything is flushed."""
     check_name(name)
-    servers.stop_device(site, name)
+    devices.stop_device(site, name)
     directory = site.directory(name)
     if not directory.is_dir():
         return

@@ -44,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve_the_unit(command: str, name: str) -> None:
     """What snf-archipelago-device@.service runs; not for people, so the help does not list it."""
-    from extstorage import apply, servers
+    from extstorage import apply, devices
     from extstorage.names import check_name
 
-    work = {"device-up": servers.set_up_loop, "device-down": servers.take_down_loop}[command]
+    work = {"device-up": devices.set_up, "device-down": devices.take_down}[command]
     work(apply.site(), check_name(name))
 
 

@@ -16,10 +16,20 @@ def complete(parser: argparse.ArgumentParser) -> None:
     argcomplete.autocomplete(parser)
 
 
-def names(kind: str, **_what_argcomplete_knows: object) -> list[str]:
+def names(kind: str, **known: object) -> list[str]:
     """The volumes, snapshots or images that there are. At a Tab nobody wants to hear of errors."""
     from extstorage import apply, catalog
 
-    with contextlib.suppress(Error, OSError), apply.using_store(apply.site()) as store:
-        return [item.name for item in catalog.items(store, kind, "broken")]
+    found: list[str] = []
+    for name in [given] if (given := getattr(known.get("parsed_args"), "store", "")) else stores():
+        with contextlib.suppress(Error, OSError), apply.using_store(apply.site(), name) as store:
+            found += [item.name for item in catalog.items(store, kind, "broken")]
+    return found
+
+
+def stores() -> list[str]:
+    from extstorage import apply
+
+    with contextlib.suppress(Error, OSError):
+        return list(apply.site().stores)
     return []

@@ -35,9 +35,17 @@ def add_command(
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(action=action)
+    stores = parser.add_argument("--store", metavar="NAME", default="", help="the store, as the configuration names it")
+    stores.completer = _stores  # type: ignore[attr-defined]
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _stores(**_known: object) -> list[str]:
+    from extstorage.cli import completion
+
+    return completion.stores()
 
 
 def argument(parser: argparse.ArgumentParser, name: str, text: str, completer: Completer) -> None:

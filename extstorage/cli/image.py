@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from extstorage.cli.group import Group, Options
 from extstorage.cli.items import add_listing, add_removal, add_showing
 from extstorage.cli.output import Meter
+from extstorage.cli.place import here
 from ganeti_plugin.containers import Format
 
 if TYPE_CHECKING:
@@ -44,12 +45,11 @@ def _add_import(group: Group) -> None:
 
 
 def _import(options: Options) -> None:
-    from extstorage import apply
     from extstorage.images import import_image, parse_properties
 
     properties = parse_properties(options.property)
     began = time.monotonic()
     meter = Meter(options.name, "copied")
-    import_image(apply.site(), options.name, options.file, options.format, properties, meter)
+    import_image(here(options), options.name, options.file, options.format, properties, meter)
     meter.end()
     print(f"{options.name}: imported in {time.monotonic() - began:.1f} s")

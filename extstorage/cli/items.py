@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.output import print_facts, print_json, print_rows
+from extstorage.cli.place import here, store_of, stores_meant
 from extstorage.errors import ServerError
+from ganeti_plugin.errors import Error, StateError
 
 if TYPE_CHECKING:
     from extstorage.catalog import Item
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from extstorage.store import Store
 
 COLUMNS = ("name", "size", "used", "origin", "created")
+
+
+class IncompleteError(StateError):
+    template = "not all {what} are listed, for a store can't be used"
 
 
 def names(kind: str, **known: object) -> list[str]:
@@ -47,25 +53,42 @@ def add_removal(group: Group, kind: str, text: str) -> None:
 
 
 def _list(kind: str, options: Options) -> None:
-    from extstorage import apply, catalog
-
-    with apply.using_store(apply.site()) as store:
-        rows = [_row(store, item) for item in catalog.items(store, kind, "broken")]
+    site = here(options)
+    rows: list[Mapping[str, object]] = []
+    failed = False
+    for name in stores_meant(site, options):
+        try:
+            rows += _rows(site, name, kind)
+        except Error as error:
+            if options.store:
+                raise
+            failed = True
+            print(f"warning: the store {name} can't be used: {error}", file=sys.stderr)
     if options.json:
         print_json(rows)
-        return
-    print_rows(COLUMNS, rows)
-    for row in rows:
-        if row.get("fault"):
-            print(f"warning: {row['fault']}", file=sys.stderr)
+    else:
+        print_rows(COLUMNS if len(site.stores) == 1 else ("store", *COLUMNS), rows)
+        for row in rows:
+            if row.get("fault"):
+                print(f"warning: {row['fault']}", file=sys.stderr)
+    if failed:
+        raise IncompleteError(what=f"{kind}s")
+
+
+def _rows(site: Site, store_name: str, kind: str) -> list[Mapping[str, object]]:
+    from extstorage import apply, catalog
+
+    with apply.using_store(site, store_name) as store:
+        return [{"store": store_name, **_row(store, item)} for item in catalog.items(store, kind, "broken")]
 
 
 def _show(kind: str, options: Options) -> None:
     from extstorage import apply, catalog
 
-    site = apply.site()
-    with apply.using_store(site) as store:
-        row = dict(_row(store, catalog.item(store, options.name, kind, kind)))
+    site = here(options)
+    store_name = store_of(site, options, options.name, kind)
+    with apply.using_store(site, store_name) as store:
+        row = {"store": store_name, **_row(store, catalog.item(store, options.name, kind, kind))}
     row |= _attachment(site, options.name)
     if options.json:
         print_json(row)
@@ -87,12 +110,10 @@ def _attachment(site: Site, name: str) -> Mapping[str, object]:
 
 
 def _remove(kind: str, options: Options) -> None:
-    from extstorage import apply, catalog
+    from extstorage import apply
 
-    site = apply.site()
-    with apply.using_store(site) as store:
-        catalog.item(store, options.name, kind, kind)
-    apply.remove(site, options.name)
+    site = here(options)
+    apply.remove(site, options.name, store_of(site, options, options.name, kind))
     print(f"{options.name}: {kind} removed")
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.items import add_listing, add_removal, add_showing, volumes
+from extstorage.cli.place import here
 
 if TYPE_CHECKING:
     from extstorage.cli.group import Commands
@@ -28,5 +29,5 @@ def _create(options: Options) -> None:
     from extstorage.plan import SnapshotPlan
 
     volume, name = check_name(options.volume, "the volume name"), check_name(options.name, "the snapshot name")
-    apply.snapshot(apply.site(), SnapshotPlan(volume, name, replace=False))
+    apply.snapshot(here(options), SnapshotPlan(volume, name, replace=False, store=options.store))
     print(f"{name}: snapshot of {volume} taken")

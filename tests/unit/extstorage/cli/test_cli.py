@@ -38,6 +38,7 @@ def _asked(monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentParser]:
     fake.autocomplete = asked.append  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "argcomplete", fake)
     monkeypatch.delitem(sys.modules, "extstorage.cli.completion", raising=False)
+    monkeypatch.delattr(cli, "completion", raising=False)
     return asked
 
 

@@ -7,11 +7,16 @@
     maps/NAME/info.json          facts: origin, properties, ...
     maps/NAME/lock               flock(2): the lock of the volume; its content names the holder
     data/OWNER/EPOCH.data        a layer: one sparse file, block i at i x 4 MiB
-    data/OWNER/EPOCH.pages       which pages the layer has: 128 bytes per block
+    data/OWNER/EPOCH.pages       which pages the layer has: 256 bytes per block, a bitmap and its CRC-32
+    content/AA/BB/DIGEST         a content block: its bytes without the zeros at its end
+    content/new/DIGEST.TOKEN     the same, not durable yet
+    content/lock                 held shared while one is put or touched, exclusively while one is removed
 
 A layer is one sparse file and not one file per block: that is one descriptor, one fdatasync(2) at each flush instead
 of one per touched block, and SEEK_HOLE and hole punching do the rest. A block is still named (owner, epoch, index).
 """
+
+# ruff: noqa: ARG002 - `store.py` prescribes the arguments
 
 from __future__ import annotations
 
@@ -21,8 +26,12 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
+import threading
+import time
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -30,19 +39,25 @@ from extstorage import maps
 from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, HeldError, NoSuchVolumeError
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK
-from extstorage.pages import EMPTY_RECORD, RECORD, from_record, to_record
-from extstorage.store import Holder, Info
+from extstorage.pages import FULL, RECORD, from_record, to_record
+from extstorage.store import Holder, Info, Space
 from ganeti_plugin.files import fsync_directory, locked, remove, write_atomically
 
-VERSION = 1
+VERSION = 2
 STORE_FILE = "store.json"
 FILE_MODE = 0o640
+_FOLDERS = ("maps", "data", "content")
 LOCK_TIMEOUT = 60.0
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _NO_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS)
 _MAP_LIMIT = 1 << 30
 _ZEROS = bytes(1 << 20)
+
+#: A record of 128 + 4 bytes never lies across a sector's end, so that a dying machine writes it whole or not at all.
+_STRIDE = 256
+_RECORD_END = RECORD + 4
+_NO_RECORD = bytes(_RECORD_END)
 
 
 def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
@@ -54,27 +69,18 @@ def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class FileLayer:
-    """One layer: a sparse data file and its page bitmap. The descriptors close when the last user lets go."""
+class _FileRange:
+    """Reading one sparse file, whose descriptor closes when the last user lets go."""
 
-    def __init__(self, base: Path, writable: bool) -> None:
-        flags = (os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._data = self._pages = -1
-        if writable:
-            base.parent.mkdir(mode=0o750, exist_ok=True)
-        self._data = os.open(f"{base}.data", flags, FILE_MODE)
-        self._pages = os.open(f"{base}.pages", flags, FILE_MODE)
-        if writable:
-            fsync_directory(base.parent)
-            fsync_directory(base.parent.parent)
+    def __init__(self, path: str, flags: int) -> None:
+        self._data = -1
+        self._data = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
 
     def __del__(self) -> None:
-        for descriptor in (self._data, self._pages):
-            if descriptor >= 0:
-                os.close(descriptor)
+        if self._data >= 0:
+            os.close(self._data)
 
-    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
-        position = index * BLOCK + offset
+    def _read(self, position: int, buffer: memoryview) -> None:
         while buffer:
             count = os.preadv(self._data, [buffer], position)
             if count == 0:
@@ -83,29 +89,7 @@ class FileLayer:
             buffer = buffer[count:]
             position += count
 
-    def write(self, index: int, offset: int, data: memoryview) -> None:
-        position = index * BLOCK + offset
-        while data:
-            count = os.pwrite(self._data, data, position)
-            data = data[count:]
-            position += count
-
-    def punch(self, index: int, offset: int, length: int) -> None:
-        position = index * BLOCK + offset
-        try:
-            _fallocate(self._data, _PUNCH_HOLE_KEEP_SIZE, position, length)
-        except OSError as error:
-            if error.errno not in _NO_PUNCH:
-                raise
-            self._write_zeros(position, length)
-
-    def _write_zeros(self, position: int, length: int) -> None:
-        end = min(position + length, os.fstat(self._data).st_size)
-        while position < end:
-            position += os.pwrite(self._data, _ZEROS[: end - position], position)
-
-    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
-        position = index * BLOCK + offset
+    def _holes(self, position: int, length: int) -> Iterator[tuple[int, bool]]:
         end = position + length
         while position < end:
             data = min(end, self._seek(position, os.SEEK_DATA, end))
@@ -125,6 +109,89 @@ class FileLayer:
                 raise
             return end
 
+
+class ContentFile(_FileRange):
+    """One content block; reads the same at every index."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), os.O_RDONLY)
+
+    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
+        self._read(offset, buffer)
+
+    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        return self._holes(offset, length)
+
+    def prefetch(self, index: int, offset: int, length: int) -> None:
+        os.posix_fadvise(self._data, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def load_pages(self, index: int) -> int:
+        return FULL
+
+    def present(self) -> dict[int, int | None]:
+        return {}
+
+    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
+        raise OSError(errno.EROFS, "a content block is immutable")
+
+    def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
+        raise OSError(errno.EROFS, "a content block is immutable")
+
+    def sync(self) -> None:
+        """It was durable before any map named it."""
+
+    def save_pages(self, pages: Mapping[int, int]) -> None:
+        raise OSError(errno.EROFS, "a content block is immutable")
+
+
+class FileLayer(_FileRange):
+    """One layer: a sparse data file and its page bitmaps."""
+
+    def __init__(self, base: Path, writable: bool) -> None:
+        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        self._base = base
+        self._pages = -1
+        if writable:
+            base.parent.mkdir(mode=0o750, exist_ok=True)
+        super().__init__(f"{base}.data", flags)
+        self._pages = os.open(f"{base}.pages", flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        if writable:
+            fsync_directory(base.parent)
+            fsync_directory(base.parent.parent)
+
+    def __del__(self) -> None:
+        super().__del__()
+        if self._pages >= 0:
+            os.close(self._pages)
+
+    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
+        self._read(index * BLOCK + offset, buffer)
+
+    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
+        position = index * BLOCK + offset
+        count = os.pwrite(self._data, data, position)
+        while count < len(data):
+            data = data[count:]
+            position += count
+            count = os.pwrite(self._data, data, position)
+
+    def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
+        position = index * BLOCK + offset
+        try:
+            _fallocate(self._data, _PUNCH_HOLE_KEEP_SIZE, position, length)
+        except OSError as error:
+            if error.errno not in _NO_PUNCH:
+                raise
+            self._write_zeros(position, length)
+
+    def _write_zeros(self, position: int, length: int) -> None:
+        end = min(position + length, os.fstat(self._data).st_size)
+        while position < end:
+            position += os.pwrite(self._data, _ZEROS[: end - position], position)
+
+    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        return self._holes(index * BLOCK + offset, length)
+
     def prefetch(self, index: int, offset: int, length: int) -> None:
         os.posix_fadvise(self._data, index * BLOCK + offset, length, os.POSIX_FADV_WILLNEED)
 
@@ -132,38 +199,53 @@ class FileLayer:
         os.fdatasync(self._data)
 
     def load_pages(self, index: int) -> int:
-        return from_record(os.pread(self._pages, RECORD, index * RECORD))
+        return self._pages_of(os.pread(self._pages, _RECORD_END, index * _STRIDE), index)
 
-    def load_all_pages(self) -> dict[int, int]:
-        found: dict[int, int] = {}
+    def _pages_of(self, record: bytes, index: int) -> int:
+        if not record.strip(b"\0"):
+            return 0
+        bits = record[:RECORD]
+        if record[RECORD:] != _checksum(bits, index):
+            raise BrokenError(path=f"{self._base}.pages", reason=f"the checksum of block {index} is wrong")
+        return from_record(bits)
+
+    def present(self) -> dict[int, int | None]:
+        found: dict[int, int | None] = {}
         end = os.fstat(self._pages).st_size
         position = 0
         while position < end:
-            chunk = os.pread(self._pages, RECORD << 10, position)
+            chunk = os.pread(self._pages, _STRIDE << 10, position)
             if not chunk:
                 break
             if chunk.count(0) != len(chunk):
-                for start in range(0, len(chunk), RECORD):
-                    record = chunk[start : start + RECORD]
-                    if record != EMPTY_RECORD:
-                        found[(position + start) // RECORD] = from_record(record)
+                for start in range(0, len(chunk), _STRIDE):
+                    record = chunk[start : start + _RECORD_END]
+                    if record != _NO_RECORD:
+                        index = (position + start) // _STRIDE
+                        found[index] = self._pages_of(record, index)
             position += len(chunk)
         return found
 
     def save_pages(self, pages: Mapping[int, int]) -> None:
         for index, bits in pages.items():
-            os.pwrite(self._pages, to_record(bits), index * RECORD)
+            record = to_record(bits)
+            os.pwrite(self._pages, record + _checksum(record, index), index * _STRIDE)
         os.fdatasync(self._pages)
 
     def free_blocks(self, keep: frozenset[int]) -> int:
         before = self.used()
         for index in range(-(-os.fstat(self._data).st_size // BLOCK)):
             if index not in keep:
-                self.punch(index, 0, BLOCK)
+                self.punch(index, 0, BLOCK, None)
         return max(0, before - self.used())
 
     def used(self) -> int:
         return (os.fstat(self._data).st_blocks + os.fstat(self._pages).st_blocks) * 512
+
+
+def _checksum(record: bytes, index: int) -> bytes:
+    """Of a bitmap at its place: a record in the place of another is as wrong as a flipped bit."""
+    return zlib.crc32(record, index & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 class FileLock:
@@ -197,14 +279,25 @@ def _read_holder(descriptor: int) -> Holder | None:
 class FilesStore:
     """See the module. Make one with `open_store` or `create_store`."""
 
+    atomic_pages = False
+    #: The kernel, or the file server, knows who is dead.
+    patience = 0.0
+
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._maps = directory / "maps"
         self._data = directory / "data"
+        self._content = directory / "content"
+        self._new_contents: dict[bytes, Path] = {}
+        self._contents_mutex = threading.Lock()
 
     @property
     def title(self) -> str:
         return str(self._directory)
+
+    def space(self) -> Space:
+        found = os.statvfs(self._directory)
+        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
 
     def _folder(self, name: str) -> Path:
         return self._maps / name
@@ -294,7 +387,7 @@ class FilesStore:
         with locked(self._directory / "lock", timeout=LOCK_TIMEOUT, mode=FILE_MODE):
             yield
 
-    def lock_volume(self, name: str, *, shared: bool = False) -> FileLock:
+    def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> FileLock:
         if not self.exists(name):
             raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title)
         path = self._folder(name) / "lock"
@@ -319,8 +412,10 @@ class FilesStore:
     def _base(self, source: Source) -> Path:
         return self._data / source.owner.hex() / f"{source.epoch:016x}"
 
-    def layer(self, source: Source, *, writable: bool = False) -> FileLayer:
+    def layer(self, source: Source, *, writable: bool = False) -> FileLayer | ContentFile:
         try:
+            if source.is_content:
+                return ContentFile(self._content_path(source.owner))
             return FileLayer(self._base(source), writable)
         except FileNotFoundError as error:
             raise BrokenError(path=str(error.filename), reason="the data of a layer is missing") from None
@@ -351,6 +446,104 @@ class FilesStore:
                 total += os.stat(f"{self._base(source)}{suffix}").st_blocks * 512
         return total
 
+    # Content.
+
+    def _content_path(self, digest: bytes) -> Path:
+        name = digest.hex()
+        return self._content / name[:2] / name[2:4] / name
+
+    def put_content(self, digest: bytes, data: memoryview) -> bool:
+        path = self._content_path(digest)
+        with self._contents_mutex:
+            if digest in self._new_contents:
+                return False
+            new = self._content / "new" / f"{path.name}.{secrets.token_hex(8)}"
+            self._new_contents[digest] = new
+        try:
+            if self._touch(path):
+                self._forget_new(digest)
+                return False
+            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE), "wb") as stream:
+                stream.write(data)
+        except BaseException:
+            self._forget_new(digest)
+            remove(new)
+            raise
+        return True
+
+    def _forget_new(self, digest: bytes) -> None:
+        with self._contents_mutex:
+            self._new_contents.pop(digest, None)
+
+    def _touch(self, path: Path) -> bool:
+        """Give a content block a new version; answers whether it is there."""
+        with self._content_lock(fcntl.LOCK_SH):
+            now = time.time_ns()
+            try:
+                os.utime(path, ns=(now, now))
+            except FileNotFoundError:
+                return False
+            return True
+
+    @contextlib.contextmanager
+    def _content_lock(self, kind: int) -> Iterator[None]:
+        descriptor = os.open(self._content / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            fcntl.flock(descriptor, kind)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def sync_contents(self) -> None:
+        """A block gets its name only when it is durable: a name of which the bytes are lost would be taken for it."""
+        with self._contents_mutex:
+            new, self._new_contents = self._new_contents, {}
+        if not new:
+            return
+        self._sync_file_system()
+        folders = set()
+        with self._content_lock(fcntl.LOCK_SH):
+            for digest, temporary in new.items():
+                path = self._content_path(digest)
+                if path.parent not in folders:
+                    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
+                    folders.add(path.parent)
+                os.rename(temporary, path)
+        self._sync_file_system()
+
+    def _sync_file_system(self) -> None:
+        """One syncfs(2) for many files, instead of an fsync(2) for each."""
+        descriptor = os.open(self._content, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if _libc.syncfs(descriptor):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(descriptor)
+
+    def contents(self) -> Iterator[tuple[bytes, object]]:
+        for path in sorted(self._content.glob("[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]/*")):
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                yield bytes.fromhex(path.name), path.stat().st_mtime_ns
+
+    def content_used(self, digest: bytes) -> int:
+        try:
+            return self._content_path(digest).stat().st_blocks * 512
+        except FileNotFoundError:
+            return 0
+
+    def remove_content(self, digest: bytes, version: object) -> int:
+        path = self._content_path(digest)
+        with self._content_lock(fcntl.LOCK_EX):
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                return 0
+            if status.st_mtime_ns != version:
+                return 0
+            os.unlink(path)
+        return status.st_blocks * 512
+
 
 def _info_bytes(info: Info) -> bytes:
     return (json.dumps(info._asdict(), indent=1, sort_keys=True) + "\n").encode()
@@ -361,10 +554,10 @@ def create_store(directory: Path) -> FilesStore:
     directory.mkdir(mode=0o750, parents=True, exist_ok=True)
     with locked(directory / "lock", timeout=LOCK_TIMEOUT, mode=FILE_MODE):
         if not (directory / STORE_FILE).exists():
-            foreign = [name for name in os.listdir(directory) if name not in ("lock", "maps", "data", "lost+found")]
+            foreign = sorted({*os.listdir(directory)} - {"lock", "lost+found", *_FOLDERS})
             if foreign:
                 raise BadStoreError(path=directory, reason=f"it holds other files, such as {foreign[0]!r}")
-            for name in ("maps", "data"):
+            for name in (*_FOLDERS, "content/new"):
                 (directory / name).mkdir(mode=0o750, exist_ok=True)
             facts = {"kind": "snf-archipelago", "version": VERSION, "uuid": str(uuid.uuid4())}
             write_atomically(directory / STORE_FILE, (json.dumps(facts) + "\n").encode(), mode=FILE_MODE)

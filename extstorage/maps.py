@@ -5,10 +5,14 @@ A map is flat. An entry names up to four layers itself, topmost first, and never
 after one snapshot and after a thousand, and any template can go at any time. A layer is what one owner (a volume id)
 wrote in one epoch; a clone keeps offsets, so a layer's block has the index of the entry and need not be stored.
 The layer of the volume's own current epoch is not in the map: it lies over every entry, page by page.
+The lowest layer of a block may be *content*: an immutable block that is named by the SHA-256 of its bytes.
 
-    header    magic, version, flags, size, owner, epoch, number of entries, number of sources, CRC-32 of all the rest
+    header    magic, version, flags, size, owner, epoch, number of blocks, of sources, of digests, bytes of the packed
+              entries, CRC-32 of all the rest
     sources   (owner id 16 bytes, epoch 8 bytes) each, numbered from 1
-    entries   4 x 4 bytes each: source numbers, topmost first, 0 = none (0.4 MiB for 100 GiB)
+    entries   4 x 4 bytes for each block, zlib: source numbers, topmost first, 0 = none; with bit 31 set, the rest is
+              the index of a digest (before packing 0.4 MiB for 100 GiB; a run of equal entries packs to almost nothing)
+    digests   32 bytes each
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import struct
 import sys
 import zlib
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from extstorage.errors import BrokenError
@@ -26,19 +30,30 @@ from extstorage.pages import full_mask
 
 DEPTH = 4
 MAGIC = b"SNFAMAP\n"
-VERSION = 1
+VERSION = 2
 READ_ONLY = 1
+DIGEST = 32
 
-_HEADER = struct.Struct("<8sIIQ16sQQII")
+#: An entry with this bit is not the number of a source but the index of a digest.
+CONTENT = 1 << 31
+
+_HEADER = struct.Struct("<8sIIQ16sQQIIII")
 _SOURCE = struct.Struct("<16sQ")
 _MOST_SOURCES = 1 << 24
 
+#: The fastest of zlib: entries come in runs, and a clone must not wait for its map.
+_LEVEL = 1
+
 
 class Source(NamedTuple):
-    """A layer: what `owner` wrote in `epoch`."""
+    """A layer: what `owner` (16 bytes) wrote in `epoch`; or a content block, whose `owner` is its digest (32 bytes)."""
 
     owner: bytes
     epoch: int
+
+    @property
+    def is_content(self) -> bool:
+        return len(self.owner) == DIGEST
 
 
 class VolumeMap(NamedTuple):
@@ -50,6 +65,7 @@ class VolumeMap(NamedTuple):
     read_only: bool
     sources: tuple[Source, ...]
     entries: array[int]
+    digests: bytes = b""
 
     @property
     def blocks(self) -> int:
@@ -63,7 +79,16 @@ class VolumeMap(NamedTuple):
     def layers(self, index: int) -> tuple[Source, ...]:
         """The frozen layers of a block, topmost first."""
         numbers = self.entries[index * DEPTH : index * DEPTH + DEPTH]
-        return tuple(self.sources[number - 1] for number in numbers if number)
+        return tuple(self._named(number) for number in numbers if number)
+
+    def _named(self, number: int) -> Source:
+        if number & CONTENT:
+            start = (number ^ CONTENT) * DIGEST
+            if start < len(self.digests):
+                return Source(self.digests[start : start + DIGEST], 0)
+        elif number <= len(self.sources):
+            return self.sources[number - 1]
+        raise BrokenError(path="a map", reason="it names a layer that it does not list")
 
     def depth(self, index: int) -> int:
         """How many frozen layers a block has."""
@@ -83,7 +108,23 @@ def clone(parent: VolumeMap, size: int, owner: bytes) -> VolumeMap:
     """The map of a new volume that begins as a copy of a snapshot's."""
     entries = parent.entries[:]
     entries.extend(_zeros(blocks_of(size) - parent.blocks))
-    return VolumeMap(size, owner, 1, False, parent.sources, entries)
+    return VolumeMap(size, owner, 1, False, parent.sources, entries, parent.digests)
+
+
+def from_digests(size: int, owner: bytes, digests: Sequence[bytes | None]) -> VolumeMap:
+    """The map of an image whose blocks are all content; None is a hole."""
+    holes = VolumeMap(size, owner, 0, True, (), _zeros(blocks_of(size)))
+    return with_content(holes, {index: digest for index, digest in enumerate(digests) if digest is not None})
+
+
+def with_content(old: VolumeMap, digests: Mapping[int, bytes]) -> VolumeMap:
+    """The same map, in which the given blocks consist of nothing but the given content."""
+    numbers = {old.digests[at : at + DIGEST]: at // DIGEST for at in range(0, len(old.digests), DIGEST)}
+    entries = old.entries[:]
+    for index, digest in digests.items():
+        number = numbers.setdefault(digest, len(numbers))
+        entries[index * DEPTH : index * DEPTH + DEPTH] = array("I", (CONTENT | number, 0, 0, 0))
+    return _without_unused(old._replace(entries=entries, digests=b"".join(numbers)))
 
 
 def as_snapshot(frozen: VolumeMap) -> VolumeMap:
@@ -119,76 +160,101 @@ def freeze(old: VolumeMap, owned: Mapping[int, int]) -> VolumeMap:
 def _without_unused(old: VolumeMap) -> VolumeMap:
     used = set(old.entries)
     used.discard(0)
-    if len(used) == len(old.sources):
+    contents = sorted(number for number in used if number & CONTENT)
+    numbers = sorted(number for number in used if not number & CONTENT)
+    if len(numbers) == len(old.sources) and len(contents) * DIGEST == len(old.digests):
         return old
-    kept = sorted(used)
-    renumbered = {0: 0} | {number: position for position, number in enumerate(kept, 1)}
+    renumbered = {0: 0} | {number: position for position, number in enumerate(numbers, 1)}
+    renumbered |= {number: CONTENT | position for position, number in enumerate(contents)}
     entries = array("I", map(renumbered.__getitem__, old.entries))
-    return old._replace(sources=tuple(old.sources[number - 1] for number in kept), entries=entries)
+    digests = b"".join(old.digests[at * DIGEST : (at + 1) * DIGEST] for at in (n ^ CONTENT for n in contents))
+    return old._replace(sources=tuple(old.sources[n - 1] for n in numbers), entries=entries, digests=digests)
 
 
 def encode(volume_map: VolumeMap) -> bytes:
     """The bytes that a store keeps."""
-    table = b"".join(_SOURCE.pack(*source) for source in volume_map.sources)
     entries = volume_map.entries
     if sys.byteorder == "big":
         entries = entries[:]
         entries.byteswap()
-    body = table + entries.tobytes()
-    return _header(volume_map, zlib.crc32(body, zlib.crc32(_header(volume_map, 0)))) + body
+    packed = zlib.compress(entries.tobytes(), _LEVEL)
+    table = b"".join(_SOURCE.pack(*source) for source in volume_map.sources)
+    body = b"".join((table, packed, volume_map.digests))
+    checksum = zlib.crc32(body, zlib.crc32(_header(volume_map, len(packed), 0)))
+    return _header(volume_map, len(packed), checksum) + body
 
 
-def _header(m: VolumeMap, checksum: int) -> bytes:
+def _header(m: VolumeMap, packed: int, checksum: int) -> bytes:
     flags = READ_ONLY if m.read_only else 0
-    return _HEADER.pack(MAGIC, VERSION, flags, m.size, m.owner, m.epoch, m.blocks, len(m.sources), checksum)
+    counts = (m.blocks, len(m.sources), len(m.digests) // DIGEST)
+    return _HEADER.pack(MAGIC, VERSION, flags, m.size, m.owner, m.epoch, *counts, packed, checksum)
+
+
+class _Head(NamedTuple):
+    """What the header says: a map without sources and entries, and the lengths of what follows."""
+
+    map: VolumeMap
+    blocks: int
+    sources: int
+    digests: int
+    packed: int
+    checksum: int
+
+    @property
+    def length(self) -> int:
+        return _HEADER.size + self.sources * _SOURCE.size + self.packed + self.digests * DIGEST
 
 
 def decode(data: bytes, path: str) -> VolumeMap:
     """Read a map. Raises BrokenError, with `path` in it, on anything that `encode` would not have written."""
-    if len(data) < _HEADER.size:
-        raise BrokenError(path=path, reason=f"the map has only {len(data)} bytes")
-    head, count, blocks, checksum = decode_head(data, path)
-    expected = _HEADER.size + count * _SOURCE.size + blocks * DEPTH * 4
-    if len(data) != expected:
-        raise BrokenError(path=path, reason=f"the map has {len(data)} bytes instead of {expected}")
+    head = _decode_head(data, path)
+    if len(data) != head.length:
+        raise BrokenError(path=path, reason=f"the map has {len(data)} bytes instead of {head.length}")
     body = memoryview(data)[_HEADER.size :]
-    if zlib.crc32(body, zlib.crc32(_zero_checksum(data))) != checksum:
+    if zlib.crc32(body, zlib.crc32(data[: _HEADER.size - 4] + bytes(4))) != head.checksum:
         raise BrokenError(path=path, reason="the checksum of the map is wrong")
+    table = head.sources * _SOURCE.size
     entries = array("I")
-    entries.frombytes(body[count * _SOURCE.size :])
+    entries.frombytes(_unpack(body[table : table + head.packed], head.blocks * DEPTH * 4, path))
     if sys.byteorder == "big":
         entries.byteswap()
-    if blocks and max(entries) > count:
-        raise BrokenError(path=path, reason="the map names a layer that it does not list")
-    return head._replace(sources=_sources(body, count), entries=entries)
+    digests = bytes(body[table + head.packed :])
+    return head.map._replace(sources=_sources(body, head.sources), entries=entries, digests=digests)
 
 
-def decode_head(data: bytes, path: str) -> tuple[VolumeMap, int, int, int]:
-    """The header alone: (a map without sources and entries, number of sources, of entries, checksum)."""
-    magic, version, flags, size, owner, epoch, blocks, count, checksum = _HEADER.unpack_from(data)
+def _unpack(packed: memoryview, length: int, path: str) -> bytes:
+    """Never more than `length` bytes, whatever the packed ones claim."""
+    unpacker = zlib.decompressobj()
+    try:
+        data = unpacker.decompress(packed, length + 1)
+    except zlib.error:
+        data = b""
+    if len(data) != length or not unpacker.eof or unpacker.unused_data:
+        raise BrokenError(path=path, reason="its entries can't be unpacked")
+    return data
+
+
+def _decode_head(data: bytes, path: str) -> _Head:
+    if len(data) < _HEADER.size:
+        raise BrokenError(path=path, reason=f"the map has only {len(data)} bytes")
+    magic, version, flags, size, owner, epoch, blocks, sources, digests, packed, checksum = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise BrokenError(path=path, reason="it is not a map")
     if version != VERSION or flags & ~READ_ONLY:
         raise BrokenError(path=path, reason=f"its version {version} or flags {flags:#x} are unknown here")
-    if not 0 < size <= LARGEST or blocks != blocks_of(size) or count > _MOST_SOURCES:
+    if not 0 < size <= LARGEST or blocks != blocks_of(size) or sources > _MOST_SOURCES or digests > blocks:
         raise BrokenError(path=path, reason="the header of the map contradicts itself")
-    return VolumeMap(size, owner, epoch, bool(flags & READ_ONLY), (), array("I")), count, blocks, checksum
+    head = VolumeMap(size, owner, epoch, bool(flags & READ_ONLY), (), array("I"))
+    return _Head(head, blocks, sources, digests, packed, checksum)
 
 
 def decode_heads(read: Callable[[int], bytes], path: str) -> VolumeMap:
-    """A map without its entries, from the beginning of its bytes: what listings and collection need first."""
-    data = read(_HEADER.size)
-    if len(data) < _HEADER.size:
-        raise BrokenError(path=path, reason=f"the map has only {len(data)} bytes")
-    head, count, _, _ = decode_head(data, path)
-    table = read(count * _SOURCE.size)
-    if len(table) < count * _SOURCE.size:
+    """A map without its entries and digests, from the beginning of its bytes: what listings need."""
+    head = _decode_head(read(_HEADER.size), path)
+    table = read(head.sources * _SOURCE.size)
+    if len(table) < head.sources * _SOURCE.size:
         raise BrokenError(path=path, reason="the map ends in its list of layers")
-    return head._replace(sources=_sources(memoryview(table), count))
-
-
-def _zero_checksum(data: bytes) -> bytes:
-    return bytes(data[: _HEADER.size - 4]) + bytes(4)
+    return head.map._replace(sources=_sources(memoryview(table), head.sources))
 
 
 def _sources(body: memoryview, count: int) -> tuple[Source, ...]:

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A store in this process's memory, for tests: it can lose what was not synced, as a machine does when it dies."""
+"""A store in this process's memory, for tests: it can lose what was not synced, as a machine does when it dies.
+
+It can be `atomic`, too: then it keeps its promises as the RADOS store does, and loses nothing.
+"""
+
+# ruff: noqa: ARG002 - `store.py` prescribes the arguments
 
 from __future__ import annotations
 
@@ -12,7 +17,8 @@ from extstorage import maps
 from extstorage.errors import AlreadyThereError, BrokenError, HeldError, NoSuchVolumeError
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
-from extstorage.store import Holder, Info
+from extstorage.pages import FULL
+from extstorage.store import Holder, Info, Space
 
 _NOTHING = bytes(PAGE)
 
@@ -20,14 +26,15 @@ _NOTHING = bytes(PAGE)
 class MemoryLayer:
     """Pages in a dictionary; `_synced` is what the machine's death leaves, with some of the rest."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, atomic: bool = False) -> None:
+        self._atomic = atomic
         self._pages: dict[int, bytes] = {}
         self._synced: dict[int, bytes] = {}
         self._owned: dict[int, int] = {}
 
     def die(self, chance: Random) -> None:
         """Lose each page that was not synced, or keep it: a kernel writes back as it likes."""
-        for page in set(self._pages) | set(self._synced):
+        for page in set() if self._atomic else set(self._pages) | set(self._synced):
             if self._pages.get(page) != self._synced.get(page) and chance.random() < 0.5:
                 self._pages[page] = self._synced.get(page, _NOTHING)
         self._synced = dict(self._pages)
@@ -41,7 +48,8 @@ class MemoryLayer:
             buffer[done : done + len(part)] = part
             done += len(part)
 
-    def write(self, index: int, offset: int, data: memoryview) -> None:
+    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
+        self._keep(index, pages)
         position = index * BLOCK + offset
         done = 0
         while done < len(data):
@@ -51,7 +59,12 @@ class MemoryLayer:
             self._pages[page] = old[:inside] + part + old[inside + len(part) :]
             done += len(part)
 
-    def punch(self, index: int, offset: int, length: int) -> None:
+    def _keep(self, index: int, pages: int | None) -> None:
+        if self._atomic:
+            self._owned[index] = self._owned.get(index, 0) if pages is None else pages
+
+    def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
+        self._keep(index, pages)
         first = (index * BLOCK + offset) // PAGE
         for page in range(first, first + length // PAGE):
             self._pages.pop(page, None)
@@ -73,10 +86,11 @@ class MemoryLayer:
     def load_pages(self, index: int) -> int:
         return self._owned.get(index, 0)
 
-    def load_all_pages(self) -> dict[int, int]:
-        return dict(self._owned)
+    def present(self) -> dict[int, int | None]:
+        return dict.fromkeys(self._owned) if self._atomic else dict(self._owned)
 
     def save_pages(self, pages: Mapping[int, int]) -> None:
+        assert not self._atomic
         self._owned.update(pages)
 
     def free_blocks(self, keep: frozenset[int]) -> int:
@@ -88,6 +102,23 @@ class MemoryLayer:
 
     def used(self) -> int:
         return len(self._pages) * PAGE
+
+
+class MemoryContent(MemoryLayer):
+    """One content block, whatever index it is read at."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        super().write(0, 0, memoryview(data), None)
+
+    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
+        super().readinto(0, offset, buffer)
+
+    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        return super().holes(0, offset, length)
+
+    def load_pages(self, index: int) -> int:
+        return FULL
 
 
 class MemoryLock:
@@ -112,7 +143,12 @@ class MemoryLock:
 class MemoryStore:
     """See the module."""
 
-    def __init__(self) -> None:
+    patience = 0.0
+
+    def __init__(self, *, atomic: bool = False) -> None:
+        self.atomic_pages = atomic
+        self._contents: dict[bytes, tuple[MemoryContent, int]] = {}
+        self._touches = 0
         self.holders: dict[str, Holder] = {}
         self._maps: dict[str, bytes] = {}
         self._infos: dict[str, Info] = {}
@@ -134,6 +170,9 @@ class MemoryStore:
     @property
     def title(self) -> str:
         return "memory"
+
+    def space(self) -> Space:
+        return Space(1 << 40, (1 << 40) - sum(layer.used() for layer in self._layers.values()))
 
     def names(self) -> list[str]:
         return sorted(self._maps)
@@ -186,7 +225,7 @@ class MemoryStore:
         with self._mutex:
             yield
 
-    def lock_volume(self, name: str, *, shared: bool = False) -> MemoryLock:
+    def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> MemoryLock:
         self._bytes(name)
         held = [lock for lock in self._locks.get(name, []) if not lock.released]
         if held and not (shared and all(lock.shared for lock in held)):
@@ -205,12 +244,20 @@ class MemoryStore:
         self._requests.discard(name)
 
     def layer(self, source: Source, *, writable: bool = False) -> MemoryLayer:
+        if source.is_content:
+            return self._content(source)
         if writable:
-            return self._layers.setdefault(source, MemoryLayer())
+            return self._layers.setdefault(source, MemoryLayer(atomic=self.atomic_pages))
         try:
             return self._layers[source]
         except KeyError:
             raise BrokenError(path=str(source), reason="the data of a layer is missing") from None
+
+    def _content(self, source: Source) -> MemoryContent:
+        try:
+            return self._contents[source.owner][0]
+        except KeyError:
+            raise BrokenError(path=source.owner.hex(), reason="the content block is missing") from None
 
     def layers(self) -> list[Source]:
         return sorted(self._layers)
@@ -223,3 +270,25 @@ class MemoryStore:
 
     def used(self, source: Source) -> int:
         return self._layers[source].used() if source in self._layers else 0
+
+    def put_content(self, digest: bytes, data: memoryview) -> bool:
+        with self._mutex:
+            self._touches += 1
+            old = self._contents.get(digest)
+            self._contents[digest] = (old[0] if old else MemoryContent(bytes(data)), self._touches)
+        return old is None
+
+    def sync_contents(self) -> None:
+        """Nothing here survives this process."""
+
+    def contents(self) -> list[tuple[bytes, object]]:
+        return [(digest, version) for digest, (_, version) in sorted(self._contents.items())]
+
+    def content_used(self, digest: bytes) -> int:
+        return self._contents[digest][0].used() if digest in self._contents else 0
+
+    def remove_content(self, digest: bytes, version: object) -> int:
+        with self._mutex:
+            if digest not in self._contents or self._contents[digest][1] != version:
+                return 0
+            return self._contents.pop(digest)[0].used()

@@ -98,6 +98,10 @@ class Server:
             # After the reply: the process ends at once when no client is connected.
             threading.Timer(0.05, nbdkit.shutdown).start()
             return {}
+        if self.session is None and command == "open":
+            # The store may have come back, or the volume may have been repaired.
+            self.fault = ""
+            self.load()
         if self.session is None:
             raise InputError(message=self.fault)
         if command == "open":

@@ -33,7 +33,9 @@ def to_record(bits: int) -> bytes:
 
 
 def from_record(record: bytes | memoryview) -> int:
-    return int.from_bytes(record, "little")
+    bits = int.from_bytes(record, "little")
+    # One object for all full blocks: a volume of 1 TiB may have 262144 of them in memory.
+    return FULL if bits == FULL else bits
 
 
 def runs(bits: int, first: int, end: int) -> Iterator[tuple[int, int, bool]]:

@@ -102,6 +102,8 @@ class Session:
         self._store = store
         self._name = name
         self._run = run
+        #: Where marks of owned pages go until a flush; a store that keeps them with the data needs none.
+        self._marks = None if store.atomic_pages else run
         self._gate = Gate()
         self._control = threading.RLock()
         self._lock: VolumeLock | None = None
@@ -214,12 +216,17 @@ class Session:
             self._gate.leave()
 
     def _flush_held(self) -> None:
-        assert self._lock is not None
         self._volume.flush()
-        holder = self._lock.holder()
-        if holder is None or holder.token != self._token:
+        if self._lock_is_lost():
             self._fenced = True
             raise FencedError(name=self._name)
+
+    def _lock_is_lost(self) -> bool:
+        """Whether another server took the volume over."""
+        if self._lock is None or self.mode is Mode.SNAPSHOT:
+            return False
+        holder = self._lock.holder()
+        return holder is None or holder.token != self._token
 
     # The lock.
 
@@ -228,10 +235,10 @@ class Session:
             if self.mode is Mode.SHARED:
                 self._obtain_from_peer()
             elif self.mode is Mode.ATTACHED:
-                self._obtain()
+                self._obtain(self._store.patience)
                 self._set_mode(Mode.EXCLUSIVE)
             elif self.mode is Mode.EXCLUSIVE:
-                self._obtain()
+                self._obtain(self._store.patience)
 
     def _obtain_from_peer(self) -> None:
         deadline = time.monotonic() + YIELD_TIMEOUT
@@ -246,18 +253,18 @@ class Session:
             self._store.ask_for_lock(self._name)
             time.sleep(YIELD_POLL)
 
-    def _obtain(self) -> None:
-        """Take the lock, then read what the last holder left. Raises HeldError at once."""
+    def _obtain(self, patience: float = 0.0) -> None:
+        """Take the lock, then read what the last holder left. Raises HeldError; see `Store.lock_volume`."""
         if self._lock is not None:
             return
-        lock = self._store.lock_volume(self._name)
+        lock = self._store.lock_volume(self._name, patience=patience)
         try:
             before = lock.holder()
             token = secrets.token_hex(8)
-            pages = self._prepare_run(before.token if before else "", token)
+            self._prepare_run(before.token if before else "", token)
             lock.record(Holder(token, socket.gethostname(), _boot_id(), os.getpid(), time.time()))
-            if pages is not None and self._run is not None:
-                run_pages.write_tokens(self._run, [token])
+            if self._marks is not None:
+                run_pages.write_tokens(self._marks, [token])
             with self._gate.hold(self._name):
                 self._load(self._store.read_map(self._name))
                 self._lock, self._token = lock, token
@@ -267,21 +274,20 @@ class Session:
             raise
         debug("%s: took the lock", self._name)
 
-    def _prepare_run(self, old: str, new: str) -> Path | None:
+    def _prepare_run(self, old: str, new: str) -> None:
         """Keep a dead predecessor's marks if nobody held the lock since, else drop them.
 
         Both tokens are true for a moment: a death before or after the new one is recorded must not lose marks.
         """
-        if self._run is None:
-            return None
-        valid = bool(old) and old in run_pages.read_tokens(self._run)
+        if self._marks is None:
+            return
+        valid = bool(old) and old in run_pages.read_tokens(self._marks)
         if not valid:
-            run_pages.forget(self._run)
-        run_pages.write_tokens(self._run, [old, new] if valid else [new])
-        return self._run
+            run_pages.forget(self._marks)
+        run_pages.write_tokens(self._marks, [old, new] if valid else [new])
 
     def _load(self, volume_map: VolumeMap) -> None:
-        run = RunPages(self._run, volume_map.current) if self._run is not None else None
+        run = RunPages(self._marks, volume_map.current) if self._marks is not None else None
         self._volume = Volume(self._store, volume_map, cached=True, run=run)
 
     def _give_up(self) -> None:
@@ -297,8 +303,8 @@ class Session:
                 self._flush_held()
             self._volume = Volume(self._store, self._volume.map, cached=False)
             self._seen = self._store.map_version(self._name)
-            if self._run is not None:
-                run_pages.forget(self._run)
+            if self._marks is not None:
+                run_pages.forget(self._marks)
             self._lock.release()
             self._lock = None
             self._token = ""
@@ -318,12 +324,12 @@ class Session:
         with self._control:
             if self.mode is Mode.SNAPSHOT:
                 return
-            if self._fenced:
+            if self._fenced or self._lock_is_lost():
                 self._drop_lost_lock()
             if exclusive:
                 if self.mode is Mode.SHARED and self._lock is None:
                     self._obtain_from_peer()
-                self._obtain()
+                self._obtain(self._store.patience)
             self._set_mode(Mode.EXCLUSIVE if exclusive else Mode.SHARED)
 
     def _drop_lost_lock(self) -> None:
@@ -331,8 +337,8 @@ class Session:
         with self._gate.hold(self._name):
             self._volume = Volume(self._store, self._store.read_map(self._name), cached=False)
             self._seen = self._store.map_version(self._name)
-            if self._run is not None:
-                run_pages.forget(self._run)
+            if self._marks is not None:
+                run_pages.forget(self._marks)
             if self._lock is not None:
                 self._lock.release()
             self._lock, self._token, self._fenced = None, "", False
@@ -387,7 +393,7 @@ class Session:
             if self.mode is Mode.SHARED:
                 self._obtain_from_peer()
             else:
-                self._obtain()
+                self._obtain(self._store.patience)
             try:
                 yield
             finally:
@@ -401,6 +407,7 @@ class Session:
         """
         with self._exclusively():
             self.flush()
+            self._volume.learn_deep()
             with self._store.locked():
                 if self._store.exists(name):
                     raise AlreadyThereError(name=name, store=self._store.title, what="volume, snapshot or image")

@@ -7,7 +7,9 @@ the bitmap that says which pages are there. The rules that `volume.py` relies on
 - `write_map` and `create` are atomic and durable when they return;
 - data of a layer survives the death of this process once `write` returned, and the death of the machine once `sync`
   returned; a bitmap saved by `save_pages` is durable when that returns;
-- a lock dies with the process that holds it, and with its machine.
+- a store with `atomic_pages` keeps the bitmap with the data, in one atomic and durable operation;
+- a lock dies with the process that holds it, and with its machine. Who takes over from a holder that only seems dead
+  has fenced it first: it can't write any more.
 """
 
 from __future__ import annotations
@@ -43,15 +45,26 @@ class Holder(NamedTuple):
         return f"node {self.node} (process {self.pid})" if self.node else "an unknown holder"
 
 
+class Space(NamedTuple):
+    """The bytes that a store could hold, and those that it can still take."""
+
+    total: int
+    free: int
+
+
 class Layer(Protocol):
-    """What one owner wrote in one epoch. Blocks are named by index, offsets are within the block."""
+    """What one owner wrote in one epoch, or one content block. Blocks are named by index, offsets are within the block.
+
+    `pages`, where it is given to a change, is what the layer has of the block afterwards: for stores that keep it with
+    the data. None leaves it as it is.
+    """
 
     def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
         """Fill the buffer; what was never written reads as zeros."""
 
-    def write(self, index: int, offset: int, data: memoryview) -> None: ...
+    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None: ...
 
-    def punch(self, index: int, offset: int, length: int) -> None:
+    def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
         """Make a range read as zeros and give its space back, if the store can."""
 
     def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
@@ -64,8 +77,8 @@ class Layer(Protocol):
     def load_pages(self, index: int) -> int:
         """The pages of one block that the layer has, as saved."""
 
-    def load_all_pages(self) -> dict[int, int]:
-        """The same for every block that has any."""
+    def present(self) -> dict[int, int | None]:
+        """The blocks that the layer has anything of, with their pages; None where only `load_pages` can tell."""
 
     def save_pages(self, pages: Mapping[int, int]) -> None: ...
 
@@ -84,9 +97,17 @@ class VolumeLock(Protocol):
 class Store(Protocol):
     """Where volumes live."""
 
+    #: Whether a layer's bitmap changes with its data, atomically.
+    atomic_pages: bool
+
+    #: Seconds for which a holder that died without a word looks alive here.
+    patience: float
+
     @property
     def title(self) -> str:
         """For messages: what and where it is."""
+
+    def space(self) -> Space: ...
 
     def names(self) -> list[str]: ...
 
@@ -115,8 +136,8 @@ class Store(Protocol):
     def locked(self) -> AbstractContextManager[None]:
         """The lock of the whole store: held while names come and go, and while blocks are collected."""
 
-    def lock_volume(self, name: str, *, shared: bool = False) -> VolumeLock:
-        """Raises HeldError, at once, when somebody else has it."""
+    def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> VolumeLock:
+        """Raises HeldError when somebody else has it: at once if they are known to live, else after `patience`."""
 
     def ask_for_lock(self, name: str) -> None:
         """Ask a holder that shares the volume to flush and yield."""
@@ -125,7 +146,8 @@ class Store(Protocol):
 
     def forget_request(self, name: str) -> None: ...
 
-    def layer(self, source: Source, *, writable: bool = False) -> Layer: ...
+    def layer(self, source: Source, *, writable: bool = False) -> Layer:
+        """Raises BrokenError when there is none, at once or at its first use."""
 
     def layers(self) -> Iterable[Source]: ...
 
@@ -137,3 +159,21 @@ class Store(Protocol):
 
     def used(self, source: Source) -> int:
         """The bytes that a layer occupies."""
+
+    def put_content(self, digest: bytes, data: memoryview) -> bool:
+        """Have a content block; answers whether it is new. It is durable after `sync_contents`.
+
+        `data` has no zeros at its end. A block that is there is touched: a collection that began earlier leaves it.
+        """
+
+    def sync_contents(self) -> None:
+        """Everything that `put_content` took in this process is there and durable afterwards."""
+
+    def contents(self) -> Iterable[tuple[bytes, object]]:
+        """All content blocks: (digest, a value that changes when it is touched)."""
+
+    def content_used(self, digest: bytes) -> int:
+        """The bytes that a content block occupies; 0 when it is not there."""
+
+    def remove_content(self, digest: bytes, version: object) -> int:
+        """Remove a content block unless it was touched since; answers with the bytes freed."""

@@ -8,7 +8,8 @@ Order is everything here:
 
 - a page is marked owned after its data was handed to the store, and acknowledged after that;
 - the mark is kept twice: at once under /run (`run_pages.py`: it survives this process), and in the store when the
-  client flushes, after the data was synced. So no death leaves a page that is owned and not there;
+  client flushes, after the data was synced. So no death leaves a page that is owned and not there. A store with
+  `atomic_pages` changes data and mark in one operation instead, and a flush has nothing left to do;
 - a page that is not yet owned is written under its block's lock, so that a part of it can be filled up from below.
 """
 
@@ -27,7 +28,7 @@ from extstorage.run_pages import RunPages
 from extstorage.store import Layer, Store
 
 _STRIPES = 64
-_OPEN_LAYERS = 128
+_OPEN_LAYERS = 1024
 _CACHED_BASES = 16384
 _MOST_EXTENTS = 4096
 
@@ -58,6 +59,7 @@ class Volume:
         self._state = threading.Lock()
         self._flushing = threading.Lock()
         self._owned: dict[int, int] = {}
+        self._unread: set[int] = set()
         self._unsaved: set[int] = set()
         self._unsynced = False
         self._failure: Exception | None = None
@@ -67,12 +69,18 @@ class Volume:
     def _load_owned(self) -> None:
         """What the store says, plus what a predecessor that died had marked under /run but not flushed."""
         existing = self._existing_current()
-        saved = existing.load_all_pages() if existing else {}
-        self._owned = dict(saved)
+        for index, pages in (existing.present() if existing else {}).items():
+            if pages is None:
+                self._unread.add(index)
+            else:
+                self._owned[index] = pages
+        if self._store.atomic_pages:
+            return
         # A predecessor that died may have overwritten pages that it owned already: data without a mark to tell.
         self._unsynced = existing is not None
         if self._run is None:
             return
+        saved = dict(self._owned)
         for index, bits in self._run.load().items():
             both = saved.get(index, 0) | bits
             if both != saved.get(index):
@@ -119,10 +127,29 @@ class Volume:
     # Which page comes from where.
 
     def _owned_pages(self, index: int) -> int:
-        if self._cached:
-            return self._owned.get(index, 0)
+        owned = self._owned.get(index)
+        if owned is not None:
+            return owned
+        if not self._cached:
+            layer = self._existing_current()
+            return layer.load_pages(index) if layer else 0
+        return self._learn(index) if index in self._unread else 0
+
+    def _learn(self, index: int) -> int:
+        """Read the pages of a block that the store has, but has not told yet."""
         layer = self._existing_current()
-        return layer.load_pages(index) if layer else 0
+        pages = layer.load_pages(index) if layer else 0
+        with self._state:
+            # Another thread may have been faster, and may have written since.
+            if index in self._unread:
+                self._unread.discard(index)
+                self._owned[index] = pages
+            return self._owned.get(index, 0)
+
+    def learn_deep(self) -> None:
+        """Read what `owned` will need, while requests still run."""
+        for index in [index for index in self._unread if self.map.depth(index) == DEPTH]:
+            self._learn(index)
 
     def _base(self, index: int) -> Base:
         """The frozen layers of a block, each with the pages that are seen of it. Immutable, so it may be cached."""
@@ -178,13 +205,27 @@ class Volume:
 
     def readinto(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer from `offset`."""
+        index, inside = divmod(offset, BLOCK)
+        if inside + len(buffer) <= BLOCK:
+            self._read_block(index, inside, buffer)
+            return
         for index, inside, length in self._cut(offset, len(buffer)):
             self._read_block(index, inside, buffer[:length])
             buffer = buffer[length:]
 
     def _read_block(self, index: int, offset: int, buffer: memoryview) -> None:
         end = offset + len(buffer)
-        pieces = self._pieces(index, offset // PAGE, -(-end // PAGE), self._owned_pages(index))
+        owned = self._owned_pages(index)
+        wanted = mask_of(offset // PAGE, -(-end // PAGE))
+        if owned & wanted == wanted:
+            self._layer(self.map.current).readinto(index, offset, buffer)
+            return
+        if not owned & wanted:
+            for layer, bits in self._base(index):
+                if bits & wanted == wanted:
+                    self._layer(layer).readinto(index, offset, buffer)
+                    return
+        pieces = self._pieces(index, offset // PAGE, -(-end // PAGE), owned)
         for first, stop, source in pieces:
             start, finish = max(offset, first * PAGE), min(end, stop * PAGE)
             part = buffer[start - offset : finish - offset]
@@ -229,6 +270,10 @@ class Volume:
 
     def write(self, data: memoryview, offset: int) -> None:
         """Store the data; when this returns, it survives the death of this process."""
+        index, inside = divmod(offset, BLOCK)
+        if inside + len(data) <= BLOCK:
+            self._write_block(index, inside, data)
+            return
         for index, inside, length in self._cut(offset, len(data)):
             self._write_block(index, inside, data[:length])
             data = data[length:]
@@ -236,20 +281,21 @@ class Volume:
     def _write_block(self, index: int, offset: int, data: memoryview) -> None:
         wanted = mask_of(offset // PAGE, -(-(offset + len(data)) // PAGE))
         if self._owned.get(index, 0) & wanted == wanted:
-            self._writable_current().write(index, offset, data)
+            self._writable_current().write(index, offset, data, None)
             self._unsynced = True
             return
         layer = self._writable_current()
         with self._block_locks[index % _STRIPES]:
+            owned = self._owned_pages(index)
             gained = wanted | self._merge(layer, index, offset, len(data))
             if not gained & ~wanted:
                 data, offset = self._fill_up(index, offset, data)
-            layer.write(index, offset, data)
+            layer.write(index, offset, data, owned | gained)
             self._mark(index, gained)
 
     def _fill_up(self, index: int, offset: int, data: memoryview) -> tuple[memoryview, int]:
         """Complete the first and the last page from below where they are not owned and only a part is written."""
-        owned = self._owned.get(index, 0)
+        owned = self._owned_pages(index)
         end = offset + len(data)
         first, last = offset // PAGE, (end - 1) // PAGE
         head = offset % PAGE and not owned >> first & 1
@@ -273,7 +319,7 @@ class Volume:
 
         Called with the block's lock held. The pages that the caller is about to cover completely are not copied.
         """
-        owned = self._owned.get(index, 0)
+        owned = self._owned_pages(index)
         if self.map.depth(index) < DEPTH or owned & full_mask(self.map.size, index) == full_mask(self.map.size, index):
             return 0
         first, end = -(-offset // PAGE), (offset + length) // PAGE
@@ -283,14 +329,14 @@ class Volume:
                 if is_set:
                     page = memoryview(bytearray((stop - start) * PAGE))
                     self._layer(source).readinto(index, start * PAGE, page)
-                    layer.write(index, start * PAGE, page)
+                    layer.write(index, start * PAGE, page, None)
         # Also what no layer had: it may hold the rests of a write that nobody acknowledged.
         present = owned | covered
         for _, bits in self._base(index):
             present |= bits
         for start, stop, is_set in runs(present, 0, PAGES):
             if not is_set:
-                layer.punch(index, start * PAGE, (stop - start) * PAGE)
+                layer.punch(index, start * PAGE, (stop - start) * PAGE, None)
         return FULL
 
     def _mark(self, index: int, pages: int) -> None:
@@ -299,8 +345,9 @@ class Volume:
             if self._run is not None:
                 self._run.set(index, owned)
             self._owned[index] = owned
-            self._unsaved.add(index)
-            self._unsynced = True
+            if not self._store.atomic_pages:
+                self._unsaved.add(index)
+                self._unsynced = True
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros; its whole pages take no space."""
@@ -324,12 +371,13 @@ class Volume:
 
     def _discard_pages(self, index: int, first: int, end: int) -> None:
         wanted = mask_of(first, end)
-        if not self.map.depth(index) and not self._owned.get(index, 0) & wanted:
+        if not self.map.depth(index) and not self._owned_pages(index) & wanted:
             return
         layer = self._writable_current()
         with self._block_locks[index % _STRIPES]:
+            owned = self._owned_pages(index)
             gained = wanted | self._merge(layer, index, first * PAGE, (end - first) * PAGE)
-            layer.punch(index, first * PAGE, (end - first) * PAGE)
+            layer.punch(index, first * PAGE, (end - first) * PAGE, owned | gained)
             self._mark(index, gained)
 
     def flush(self) -> None:
@@ -367,5 +415,10 @@ class Volume:
             raise
 
     def owned(self) -> dict[int, int]:
-        """The pages of the current epoch, by block; for `maps.freeze` while no request runs."""
-        return dict(self._owned)
+        """The pages of the current epoch, by block; for `maps.freeze` while no request runs.
+
+        A block of which they are not known counts with none: then the layers below stay visible to the map, which is
+        never wrong, unless there are too many (`learn_deep`).
+        """
+        self.learn_deep()
+        return dict.fromkeys(self._unread, 0) | self._owned

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from extstorage import maps
 from extstorage.errors import BrokenError
-from extstorage.maps import DEPTH
+from extstorage.maps import DEPTH, DIGEST, Source
 from extstorage.names import BLOCK, SECTOR
 from extstorage.pages import FULL, full_mask, mask_of, runs
 
@@ -30,8 +31,58 @@ def test_what_is_written_is_read_back() -> None:
         assert maps.decode(maps.encode(one), "x") == one
 
 
-def test_a_map_of_100_gib_is_small() -> None:
-    assert len(maps.encode(maps.empty(100 << 30, OWNER))) < 500_000
+def test_a_map_of_1_tib_without_data_is_tiny() -> None:
+    assert len(maps.encode(maps.empty(1 << 40, OWNER))) < 50_000
+
+
+def test_entries_never_unpack_to_more_than_the_volume_has() -> None:
+    """A map of 64 TiB that packs to little must not pass for one of 4 MiB."""
+    bomb = maps.encode(maps.empty(BLOCK, OWNER)._replace(entries=array("I", bytes(16 << 20))))
+    with pytest.raises(BrokenError):
+        maps.decode(bomb, "x")
+    small = maps.empty(BLOCK, OWNER)
+    with pytest.raises(BrokenError, match="contradicts"):
+        maps.decode(maps.encode(small._replace(entries=array("I", bytes(32)))), "x")
+
+
+def digest_of(number: int) -> bytes:
+    return bytes([number]) * DIGEST
+
+
+def test_content_lies_under_everything_and_is_named_once() -> None:
+    image = maps.from_digests(5 * BLOCK, OWNER, [digest_of(1), None, digest_of(2), digest_of(1), None])
+    assert image.read_only
+    assert image.digests == digest_of(1) + digest_of(2)
+    assert image.layers(0) == image.layers(3) == (Source(digest_of(1), 0),)
+    assert image.layers(0)[0].is_content
+    assert image.layers(1) == ()
+    clone = maps.clone(image, 6 * BLOCK, bytes(16))
+    frozen = maps.freeze(clone, {0: 1, 5: 1})
+    assert frozen.layers(0) == (clone.current, Source(digest_of(1), 0))
+    assert frozen.layers(2) == (Source(digest_of(2), 0),)
+    assert maps.decode(maps.encode(frozen), "x") == frozen
+
+
+def test_content_that_is_hidden_is_not_named_any_more() -> None:
+    image = maps.from_digests(3 * BLOCK, OWNER, [digest_of(1), digest_of(2), digest_of(3)])
+    frozen = maps.freeze(maps.clone(image, image.size, bytes(16)), {1: FULL})
+    assert frozen.digests == digest_of(1) + digest_of(3)
+    assert frozen.layers(2) == (Source(digest_of(3), 0),)
+
+
+def test_hashing_replaces_the_layers_of_a_block() -> None:
+    old = maps.as_snapshot(deep_map())
+    new = maps.with_content(old, {0: digest_of(7), 1: digest_of(7)})
+    assert new.layers(0) == new.layers(1) == (Source(digest_of(7), 0),)
+    assert new.sources == ()
+    assert maps.with_content(new, {0: digest_of(8)}).digests == digest_of(7) + digest_of(8)
+
+
+def test_an_entry_that_names_nothing_is_found_out_when_it_is_read() -> None:
+    for number in (3, maps.CONTENT | 1):
+        odd = maps.empty(BLOCK, OWNER)._replace(entries=array("I", (number, 0, 0, 0)))
+        with pytest.raises(BrokenError):
+            maps.decode(maps.encode(odd), "x").layers(0)
 
 
 @given(seed=st.integers(0, 1 << 32))
@@ -43,9 +94,11 @@ def test_any_flipped_bit_is_noticed(seed: int) -> None:
         maps.decode(bytes(data), "x")
 
 
-@given(data=st.binary(max_size=300), keep=st.integers(0, 200))
+@given(data=st.binary(max_size=300), keep=st.integers(0, 1 << 16))
 def test_garbage_is_refused(data: bytes, keep: int) -> None:
-    mixed = maps.encode(deep_map())[:keep] + data
+    whole = maps.encode(deep_map())
+    mixed = whole[: keep % len(whole)] + data
+    assume(mixed != whole)
     with pytest.raises(BrokenError):
         maps.decode(mixed, "x")
 

@@ -38,8 +38,8 @@ class World(Protocol):
 class MemoryWorld:
     """The memory store and a directory that plays /run."""
 
-    def __init__(self, directory: Path) -> None:
-        self.store = MemoryStore()
+    def __init__(self, directory: Path, *, atomic: bool = False) -> None:
+        self.store = MemoryStore(atomic=atomic)
         self.run = directory / "run"
         self.run.mkdir()
 
@@ -246,11 +246,12 @@ def drive(bench: Bench, actions: list[str]) -> None:
 QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.parametrize("atomic", [False, True])
 @QUICK
 @given(seed=st.integers(0, 1 << 32), actions=st.lists(st.sampled_from((*ACTIONS, "power_loss")), max_size=30))
-def test_memory_store_reads_as_the_model(tmp_path: Path, seed: int, actions: list[str]) -> None:
+def test_memory_store_reads_as_the_model(tmp_path: Path, atomic: bool, seed: int, actions: list[str]) -> None:
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    drive(Bench(MemoryWorld(tmp_path), seed), actions)
+    drive(Bench(MemoryWorld(tmp_path, atomic=atomic), seed), actions)
 
 
 @QUICK
@@ -263,7 +264,7 @@ def test_files_store_reads_as_the_model(tmp_path: Path, seed: int, actions: list
 @pytest.mark.parametrize("seed", range(4))
 def test_long_history(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
-    bench = Bench(MemoryWorld(tmp_path), seed)
+    bench = Bench(MemoryWorld(tmp_path, atomic=bool(seed % 2)), seed)
     for _ in range(6):
         for _ in range(40):
             getattr(bench, chance.choice((*ACTIONS, "power_loss")))()

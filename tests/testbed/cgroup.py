@@ -41,9 +41,9 @@ def join(leaf: str) -> None:
     (directory / "cgroup.procs").write_text(str(os.getpid()))
 
 
-def kill() -> None:
-    """End everything in the testbed's cgroup and remove it; nothing to do when it is not there."""
-    top = group()
+def kill(leaf: str = "") -> None:
+    """End everything in the testbed's cgroup, or in one leaf, and remove it; nothing to do when it is not there."""
+    top = group() / leaf
     if not top.is_dir():
         return
     (top / "cgroup.kill").write_text("1")
@@ -54,6 +54,17 @@ def kill() -> None:
         time.sleep(0.05)
     for directory, _, _ in os.walk(top, topdown=False):
         os.rmdir(directory)
+
+
+def freeze(leaf: str, frozen: bool) -> None:
+    """Stop all processes of a leaf, or let them go on; returns when it is so."""
+    top = group() / leaf
+    (top / "cgroup.freeze").write_text(str(int(frozen)))
+    deadline = time.monotonic() + PATIENCE
+    while f"frozen {int(frozen)}" not in (top / "cgroup.events").read_text():
+        if time.monotonic() > deadline:
+            raise StateError(message=f"the processes in {top} do not stop or go on")
+        time.sleep(0.02)
 
 
 def populated() -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The commands of the testbed: up, down, exec, status, deploy."""
+"""The commands of the testbed: up, down, exec, status, deploy, and what can befall a node."""
 
 from __future__ import annotations
 
@@ -16,9 +16,19 @@ from ganeti_plugin.errors import InputError, StateError
 from ganeti_plugin.files import LockedError, locked
 from ganeti_plugin.run import run
 from tests.testbed import ceph, cgroup, cluster, node, roots, world
-from tests.testbed.layout import CACHE, DEMO_LOCK, LOCK, MOST_NODES, RELEASES, SCRATCH, SLOT, STATE, Node
+from tests.testbed.layout import CACHE, DEMO_LOCK, LOCK, MOST_NODES, RELEASES, SCRATCH, SHARED, SHARED_AT, SLOT, STATE, Node
 
 EXEC_LEAF = "exec"
+
+#: What can befall a node.
+FATES = {
+    "kill": "end all processes of a node at once, as a power cut would; its files stay",
+    "boot": "boot a killed node again",
+    "freeze": "stop all processes of a node, as if it hung",
+    "thaw": "let them go on",
+}
+
+SHARED_BIND = f"{SHARED}:{SHARED_AT}"
 
 INSTALL = "apt-get -o Dpkg::Use-Pty=0 -qq -y --no-download install"
 #: Seconds to wait for another testbed that makes the same layer.
@@ -62,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what is up")
     status.add_argument("--json", action="store_true", help="for programs")
     commands.add_parser("deploy", help="install the packages of build/repo into the running nodes")
+    for name, text in FATES.items():
+        commands.add_parser(name, help=text).add_argument("place", metavar="NODE")
     return top
 
 
@@ -79,6 +91,8 @@ def main() -> int:
             up(arguments)
         elif arguments.command == "deploy":
             deploy()
+        elif arguments.command in FATES:
+            befall(_node(arguments.place), arguments.command)
         else:
             down()
     return 0
@@ -122,13 +136,14 @@ def up(arguments: argparse.Namespace) -> None:
     made = roots.Roots(release=arguments.release)
     roots.need_base(made)
     world.start()
+    SHARED.mkdir(parents=True)
     try:
         extra = roots.Extra(tools=arguments.tools, ceph=arguments.ceph)
         layer = _layer(made, extra, fresh=arguments.fresh)
         nodes = [Node(index=index) for index in range(1, arguments.nodes + 1)]
         for one in nodes:
             log.info("booting %s", one.name)
-            node.boot(one, [layer, made.base], nodes=len(nodes))
+            node.boot(one, [layer, made.base], nodes=len(nodes), binds=[SHARED_BIND])
         (STATE / "nodes.json").write_text(json.dumps({"nodes": len(nodes), "release": arguments.release}))
         if arguments.ceph:
             ceph.make(nodes)
@@ -224,6 +239,15 @@ def status(*, as_json: bool) -> int:
     else:
         print("\n".join(f"{row['node']}  systemd is pid {row['pid']}" for row in running) or "no testbed is up")
     return 0
+
+
+def befall(one: Node, fate: str) -> None:
+    if fate == "boot":
+        node.boot_again(one, binds=[SHARED_BIND])
+    elif fate == "kill":
+        node.kill(one)
+    else:
+        cgroup.freeze(one.name, fate == "freeze")
 
 
 def deploy() -> None:

@@ -22,6 +22,10 @@ STATE = Path("/run") / NAME
 #: The nodes' writable layers; overlayfs does not take a tmpfs that is too small for Ganeti's queue and images.
 SCRATCH = Path("/var/tmp") / NAME
 
+#: One directory for all nodes, as a file system on a server would be; at SHARED_AT in each of them.
+SHARED = SCRATCH / "shared"
+SHARED_AT = "/srv/shared"
+
 LOCK = Path("/run/lock") / NAME
 
 #: Held by `./run demo`, which uses slot 0.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ganeti_plugin.errors import Error, StateError
 from ganeti_plugin.run import Argument, run, spawn
-from tests.testbed import world
+from tests.testbed import cgroup, world
 from tests.testbed.layout import CACHE, STATE, TREE, Node, hosts_file
 
 #: linux/loop.h
@@ -162,6 +162,20 @@ def _wait_until_running(node: Node, seconds: float = 120) -> None:
                 return
         time.sleep(0.2)
     raise StateError(message=f"{node.name} did not finish booting, see {STATE}/{node.name}.log")
+
+
+def kill(node: Node) -> None:
+    """End all that runs in the node at once. What the kernel has of it is gone: sockets, mounts, /run."""
+    leader(node)
+    cgroup.kill(node.name)
+    (STATE / f"{node.name}.pid").unlink(missing_ok=True)
+    remove_loops(node)
+
+
+def boot_again(node: Node, *, binds: Sequence[str] = ()) -> None:
+    """Boot a killed node from its files."""
+    _start(node, binds)
+    _wait_until_running(node)
 
 
 def power_off(node: Node, seconds: float = 60) -> None:

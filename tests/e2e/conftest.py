@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""One node with a small image and the network 'public', for the tests that need nothing else."""
+"""Two nodes with one store, a small image and the network 'public', for the tests that need nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, ROOT, TESTBED, done, host, is_up, tried
+from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, NODES, ROOT, TESTBED, done, host, is_up, tried
+
+SHARE_STORE = """
+install -d -o snf-archipelago -g snf-archipelago -m 750 /srv/shared/store
+printf '[archipelago]\\nstore_directory = "/srv/shared/store"\\n' > /etc/snf-ganeti/conf.d/stores.toml
+"""
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +22,7 @@ def node1() -> Iterator[str]:
     built = host(ROOT / "tests/guest/build-image", "--small", timeout=1500)
     assert built.status == 0, built.said
     if not was_up:
-        started = host(TESTBED, "up", "--nodes", "1", "--tools", timeout=1500)
+        started = host(TESTBED, "up", "--nodes", "2", "--tools", timeout=1500)
         assert started.status == 0, started.said
     try:
         prepare()
@@ -28,7 +33,9 @@ def node1() -> Iterator[str]:
 
 
 def prepare() -> None:
-    """Image and network, unless they are there."""
+    """The store that both nodes see, image and network, unless they are there."""
+    for node in NODES:
+        done("sh", "-ec", SHARE_STORE, place=node)
     if IMAGE not in tried("archipelago", "image", "list").stdout.split():
         done("archipelago", "image", "import", IMAGE, IMAGE_FILE, "--format", "raw")
     if "public" not in tried("gnt-network", "list", "--no-headers", "-o", "name").stdout:

@@ -14,6 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 TESTBED = ROOT / "tests/testbed/testbed"
 
+NODES = ("node1", "node2")
+
 #: The image that tests clone, and its file as a node sees it.
 IMAGE = "small"
 IMAGE_FILE = "/srv/cache/guest/small.raw"
@@ -38,18 +40,18 @@ class Outcome:
         return f"{self.stdout}\n{self.stderr}"
 
 
-def host(*command: str | Path, timeout: float = 600, env: dict[str, str] | None = None) -> Outcome:
+def host(*command: str | Path, timeout: float = 600, env: dict[str, str] | None = None, stdin: str = "") -> Outcome:
     """Run a program of the host; a failure is for the caller to judge."""
     words = [str(word) for word in command]
     done = subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT, check=False
+        words, input=stdin, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT, check=False
     )
     return Outcome(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
-def tried(*command: str, place: str = "node1", timeout: float = 600) -> Outcome:
+def tried(*command: str, place: str = "node1", timeout: float = 600, stdin: str = "") -> Outcome:
     """Run a program in a node or outside."""
-    return host(TESTBED, "exec", place, *command, timeout=timeout)
+    return host(TESTBED, "exec", place, *command, timeout=timeout, stdin=stdin)
 
 
 def done(*command: str, place: str = "node1", timeout: float = 600) -> str:
@@ -87,7 +89,8 @@ def processes():
         if name.startswith(("nbdkit", "nbdfuse", "qemu", "virtiofsd")):
             yield " ".join(words)[:300]
 store = []
-for folder, folders, names in os.walk("/var/lib/snf-archipelago"):
+for top in ("/var/lib/snf-archipelago", "/srv/shared"):
+  for folder, folders, names in os.walk(top):
     store += [os.path.join(folder, name) for name in folders + names]
 print(json.dumps({
     "instances": lines("gnt-instance", "list", "--no-headers", "-o", "name"),

@@ -16,7 +16,19 @@ from ganeti_plugin.errors import InputError, StateError
 from ganeti_plugin.files import LockedError, locked
 from ganeti_plugin.run import run
 from tests.testbed import ceph, cgroup, cluster, node, roots, world
-from tests.testbed.layout import CACHE, DEMO_LOCK, LOCK, MOST_NODES, RELEASES, SCRATCH, SHARED, SHARED_AT, SLOT, STATE, Node
+from tests.testbed.layout import (
+    CACHE,
+    DEMO_LOCK,
+    LOCK,
+    MOST_NODES,
+    RELEASES,
+    SCRATCH,
+    SHARED,
+    SHARED_AT,
+    SLOT,
+    STATE,
+    Node,
+)
 
 EXEC_LEAF = "exec"
 

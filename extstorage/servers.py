@@ -19,8 +19,8 @@ from typing import NamedTuple
 from extstorage import answer, control
 from extstorage.errors import ServerError
 from extstorage.identity import acting_as, ids_of
-from extstorage.stores import STORE_FILE
-from ganeti_plugin.errors import Error
+from extstorage.stores import STORE_FILE, RadosSpec, spec_of
+from ganeti_plugin.errors import Error, InputError
 from ganeti_plugin.files import read_bounded, write_atomically
 from ganeti_plugin.run import run
 
@@ -60,8 +60,18 @@ class Site(NamedTuple):
         return usual and _SYSTEMD.is_dir() and os.geteuid() == 0
 
 
-def unit_of(name: str) -> str:
-    return f"snf-archipelago@{name}.service"
+def unit_of(site: Site, name: str, store: str) -> str:
+    """The unit that serves a volume of that store: the servers of a files store have no network."""
+    local, remote = units_of(name)
+    try:
+        return remote if isinstance(spec_of(site.stores, store), RadosSpec) else local
+    except InputError:  # the server itself says so; it must run, so that the volume can be attached and removed
+        return local
+
+
+def units_of(name: str) -> tuple[str, str]:
+    """The units that may serve a volume: which one depends on the store's kind when it was started."""
+    return f"snf-archipelago@{name}.service", f"snf-archipelago-rados@{name}.service"
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
@@ -84,7 +94,7 @@ def start(site: Site, name: str, store: str) -> None:
         return
     prepare_directory(site, name, store)
     if site.uses_units:
-        run(["systemctl", "start", unit_of(name)], timeout=START_TIMEOUT)
+        run(["systemctl", "start", unit_of(site, name, store)], timeout=START_TIMEOUT)
     else:
         _start_plain(site, name)
     if not wait_for(lambda: is_running(site, name), START_TIMEOUT):
@@ -129,8 +139,8 @@ def recorded_store(site: Site, name: str) -> str:
 def stop(site: Site, name: str) -> None:
     """End the server; it flushes first. Nothing happens if there is none."""
     if site.uses_units:
-        run(["systemctl", "stop", unit_of(name)], timeout=STOP_TIMEOUT)
-        run(["systemctl", "reset-failed", unit_of(name)], allowed=(0, 1))
+        run(["systemctl", "stop", *units_of(name)], timeout=STOP_TIMEOUT)
+        run(["systemctl", "reset-failed", *units_of(name)], allowed=(0, 1))
         return
     if not is_running(site, name):
         return

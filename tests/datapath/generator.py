@@ -12,8 +12,9 @@ import shutil
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from extstorage import catalog
 from extstorage.errors import HeldError, NotOpenError, ReadOnlyError
@@ -24,7 +25,8 @@ from tests.datapath.model import Model
 
 #: Few blocks, and tails of every kind: a sector, a page, a page and a sector, none.
 SIZES = (SECTOR, PAGE, 3 * PAGE + SECTOR, BLOCK, BLOCK + SECTOR, 2 * BLOCK - PAGE, 3 * BLOCK + 5 * PAGE + SECTOR)
-LENGTHS = (1, 511, SECTOR, 700, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 5 * PAGE + 77, 64 << 10)
+SHORT = (1, 511, SECTOR, 700, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 5 * PAGE + 77)
+LENGTHS = (*SHORT * 5, *(64 << 10,) * 5, BLOCK + PAGE)
 MOST_DISKS = 4
 MOST_SNAPSHOTS = 10
 LAST = 25
@@ -84,10 +86,21 @@ class Failed(AssertionError):
     """Says how to do it again."""
 
 
-class Generator:
-    """See the module."""
+class Expected(NamedTuple):
+    """What there must be at one moment."""
 
-    def __init__(self, world: World, directory: Path, seed: int) -> None:
+    disks: Mapping[str, Model]
+    snapshots: Mapping[str, Model]
+
+
+class Generator:
+    """See the module. `tell` hears what must be there, each time that it has changed."""
+
+    lengths: Sequence[int] = LENGTHS
+
+    def __init__(
+        self, world: World, directory: Path, seed: int, tell: Callable[[Expected], None] | None = None
+    ) -> None:
         self.world = world
         self.store = world.open()
         self.directory = directory
@@ -97,6 +110,7 @@ class Generator:
         self.snapshots: dict[str, Model] = {}
         self.done: deque[str] = deque(maxlen=LAST)
         self.count = 0
+        self.tell = tell
 
     def run(self, steps: int) -> None:
         try:
@@ -114,6 +128,12 @@ class Generator:
             self._new_disk("")
         action = self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         getattr(self, action)(self.random.choice(self.disks))
+        self._changed()
+
+    def _changed(self) -> None:
+        if self.tell is not None:
+            disks = {disk.name: disk.model.moment() for disk in self.disks}
+            self.tell(Expected(disks, dict(self.snapshots)))
 
     def _note(self, text: str) -> None:
         self.done.append(f"{self.count}: {text}")
@@ -122,7 +142,7 @@ class Generator:
 
     def _range(self, size: int) -> tuple[int, int]:
         """Near the places where things change: the beginning, the edges of blocks, the end."""
-        length = min(size, self.random.choice(LENGTHS) if self.random.random() < 0.98 else BLOCK + PAGE)
+        length = min(size, self.random.choice(self.lengths))
         place = self.random.randrange(4)
         if place == 0:
             start = self.random.randrange(16 * PAGE)
@@ -200,6 +220,7 @@ class Generator:
         catalog.create_volume(self.store, name, size, origin=origin)
         disk = Disk(name, model.copy(size), self.directory)
         self.disks.append(disk)
+        self._changed()
         self._start(disk)
 
     def _start(self, disk: Disk) -> None:
@@ -237,6 +258,7 @@ class Generator:
         disk.session.shutdown()
         catalog.remove(self.store, disk.name)
         self.disks.remove(disk)
+        self._changed()
         for run in disk.runs:
             shutil.rmtree(run)
 
@@ -246,6 +268,7 @@ class Generator:
             self._note(f"remove {name}")
             catalog.remove(self.store, name)
             del self.snapshots[name]
+            self._changed()
 
     # What happens to servers.
 
@@ -288,6 +311,7 @@ class Generator:
             with polling(other):
                 side.write(memoryview(data), offset)
                 disk.model.write(data, offset)
+                self._changed()
                 assert read(side, 0, min(PAGE, disk.model.size)) == disk.model.read(0, min(PAGE, disk.model.size))
         source.close()
         target.open(True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from extstorage.names import PAGE, SECTOR
+from extstorage.names import PAGE
 
 ZEROS = bytes(PAGE)
 
@@ -25,6 +25,12 @@ class Model:
     def copy(self, size: int = 0) -> Model:
         """What a snapshot of it, or a clone of `size`, reads as."""
         return Model(max(self.size, size), dict(self.pages))
+
+    def moment(self) -> Model:
+        """It, as it is now."""
+        found = self.copy()
+        found.older = {page: list(versions) for page, versions in self.older.items()}
+        return found
 
     def _cut(self, offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         while length:
@@ -75,18 +81,6 @@ class Model:
     def flushed(self) -> None:
         self.older.clear()
 
-    def fault_after_death(self, page: int, found: bytes) -> str:
-        """What is wrong with a page after the death of the machine; nothing when it may be so."""
-        allowed = [self.pages.get(page, ZEROS), *self.older.get(page, ())]
-        padded = found.ljust(PAGE, b"\0")
-        if padded in allowed:
-            return ""
-        for start in range(0, PAGE, SECTOR):
-            sector = padded[start : start + SECTOR]
-            if not any(sector == content[start : start + SECTOR] for content in allowed):
-                return f"sector {start // SECTOR} of page {page} is none of the {len(allowed)} things that it may be"
-        return ""
-
-    def settle(self, page: int, found: bytes) -> None:
-        """The machine died, and this is what the page is from now on."""
-        self.pages[page] = found.ljust(PAGE, b"\0")
+    def allowed(self, page: int) -> list[bytes]:
+        """What a page may be after the death of the machine, sector by sector."""
+        return [self.pages.get(page, ZEROS), *self.older.get(page, ())]

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Sees every change that this process makes to files under one directory: to stop it there, or to play it again.
+
+It stands in for the functions of `os` that change files, and knows the content of each page at any time. A stream that
+writes past `os` (write_atomically) is read when it is synced or renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from extstorage import files_store
+from extstorage.names import PAGE
+
+_ZEROS = bytes(PAGE)
+
+
+class Node:
+    """A file or a directory, whatever it is called now."""
+
+    def __init__(self, directory: bool) -> None:
+        self.entries: dict[str, Node] | None = {} if directory else None
+        self.pages: dict[int, bytes] = {}
+        self.size = 0
+
+
+class Write(NamedTuple):
+    """Pages of a file as they are now, and its size."""
+
+    node: Node
+    pages: dict[int, bytes]
+    size: int
+
+
+class Sync(NamedTuple):
+    """Everything before this is on the disk: a file's content or a directory's names."""
+
+    node: Node
+
+
+class Names(NamedTuple):
+    """One change of a directory: names that go, names that come."""
+
+    node: Node
+    gone: tuple[str, ...]
+    come: tuple[tuple[str, Node], ...]
+
+
+Event = Write | Sync | Names
+
+
+class Killed(BaseException):
+    """What a process feels that is killed: nothing. No handler of ordinary errors sees it."""
+
+
+class Tap:
+    """See the module. `allow` is asked before each change and may raise."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, allow: Callable[[], None] = lambda: None) -> None:
+        self.root = Node(True)
+        self.events: list[Any] = []
+        self._path = str(root)
+        self._allow = allow
+        self._mutex = threading.RLock()
+        self._nodes: dict[int, Node] = {}
+        self._streams: set[Node] = set()
+        self._real: dict[str, Any] = {}
+        for name in ("open", "close", "pwrite", "write", "fsync", "fdatasync", "ftruncate", "mkdir", "rmdir"):
+            self._replace(monkeypatch, os, name, name)
+        for name, ours in (("rename", "rename"), ("replace", "rename"), ("unlink", "unlink"), ("remove", "unlink")):
+            self._replace(monkeypatch, os, name, ours)
+        self._replace(monkeypatch, files_store, "_fallocate", "fallocate")
+
+    def _replace(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, ours: str) -> None:
+        self._real[ours] = getattr(module, name)
+        monkeypatch.setattr(module, name, getattr(self, f"_{ours}"))
+
+    # Where things are.
+
+    def _parts(self, path: Any, dir_fd: int | None = None) -> tuple[str, ...] | None:
+        """The path below the root, or None for what is elsewhere."""
+        if isinstance(path, int):
+            return None
+        text = os.fsdecode(os.fspath(path))
+        if dir_fd is not None and not text.startswith("/"):
+            text = f"{os.readlink(f'/proc/self/fd/{dir_fd}')}/{text}"
+        if text == self._path:
+            return ()
+        return tuple(text[len(self._path) + 1 :].split("/")) if text.startswith(self._path + "/") else None
+
+    def _find(self, parts: tuple[str, ...]) -> Node | None:
+        node: Node | None = self.root
+        for part in parts:
+            if node is None or node.entries is None:
+                return None
+            node = node.entries.get(part)
+        return node
+
+    def _parent(self, parts: tuple[str, ...]) -> Node:
+        found = self._find(parts[:-1])
+        assert found is not None, parts
+        return found
+
+    def _names(self, node: Node, gone: tuple[str, ...], come: tuple[tuple[str, Node], ...]) -> None:
+        assert node.entries is not None
+        for name in gone:
+            node.entries.pop(name, None)
+        node.entries.update(come)
+        self.events.append(Names(node, gone, come))
+
+    # Files.
+
+    def _open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        parts = self._parts(path, dir_fd)
+        if parts is None:
+            descriptor = int(self._real["open"](path, flags, mode, dir_fd=dir_fd))
+            # A stream closes its descriptor past `os`, and the number comes again.
+            self._nodes.pop(descriptor, None)
+            return descriptor
+        with self._mutex:
+            node = self._find(parts)
+            changes = (node is None and flags & os.O_CREAT) or (node is not None and flags & os.O_TRUNC)
+            if changes:
+                self._allow()
+            descriptor = int(self._real["open"](path, flags, mode, dir_fd=dir_fd))
+            if node is None:
+                node = Node(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+                self._names(self._parent(parts), (), ((parts[-1], node),))
+            elif flags & os.O_TRUNC:
+                self._resize(node, 0)
+            if flags & os.O_ACCMODE == os.O_WRONLY:
+                self._streams.add(node)
+            self._nodes[descriptor] = node
+            return descriptor
+
+    def _close(self, descriptor: int) -> None:
+        with self._mutex:
+            self._nodes.pop(descriptor, None)
+            self._real["close"](descriptor)
+
+    def _pwrite(self, descriptor: int, data: Any, offset: int) -> int:
+        with self._mutex:
+            node = self._nodes.get(descriptor)
+            if node is not None:
+                self._allow()
+            count = int(self._real["pwrite"](descriptor, data, offset))
+            if node is not None:
+                self._record(node, bytes(data[:count]), offset)
+            return count
+
+    def _write(self, descriptor: int, data: Any) -> int:
+        node = self._nodes.get(descriptor)
+        if node is not None:
+            self._allow()
+            self._streams.add(node)
+        return int(self._real["write"](descriptor, data))
+
+    def _record(self, node: Node, data: bytes, offset: int) -> None:
+        changed = {}
+        done = 0
+        while done < len(data):
+            page, inside = divmod(offset + done, PAGE)
+            part = data[done : done + PAGE - inside]
+            old = node.pages.get(page, _ZEROS)
+            changed[page] = node.pages[page] = old[:inside] + part + old[inside + len(part) :]
+            done += len(part)
+        node.size = max(node.size, offset + len(data))
+        self.events.append(Write(node, changed, node.size))
+
+    def _resize(self, node: Node, size: int) -> None:
+        changed = {page: _ZEROS for page in node.pages if page * PAGE >= size}
+        inside = size % PAGE
+        if inside and size // PAGE in node.pages:
+            changed[size // PAGE] = node.pages[size // PAGE][:inside].ljust(PAGE, b"\0")
+        node.pages.update(changed)
+        node.size = size
+        self.events.append(Write(node, changed, size))
+
+    def _ftruncate(self, descriptor: int, size: int) -> None:
+        with self._mutex:
+            node = self._nodes.get(descriptor)
+            if node is not None:
+                self._allow()
+            self._real["ftruncate"](descriptor, size)
+            if node is not None and size != node.size:
+                self._resize(node, size)
+
+    def _fallocate(self, descriptor: int, mode: int, offset: int, length: int) -> None:
+        with self._mutex:
+            node = self._nodes[descriptor]
+            self._allow()
+            self._real["fallocate"](descriptor, mode, offset, length)
+            first, end = offset // PAGE, (offset + length) // PAGE
+            changed = {page: _ZEROS for page in node.pages if first <= page < end}
+            node.pages.update(changed)
+            self.events.append(Write(node, changed, node.size))
+
+    def _catch_up(self, node: Node, path: str) -> None:
+        """See what a stream has written."""
+        if node in self._streams:
+            data = Path(path).read_bytes()
+            self._record(node, data, 0)
+            if len(data) < node.size:
+                self._resize(node, len(data))
+
+    def _fsync(self, descriptor: int, how: str = "fsync") -> None:
+        with self._mutex:
+            node = self._nodes.get(descriptor)
+            if node is not None:
+                self._allow()
+                self._catch_up(node, f"/proc/self/fd/{descriptor}")
+            self._real[how](descriptor)
+            if node is not None:
+                self.events.append(Sync(node))
+
+    def _fdatasync(self, descriptor: int) -> None:
+        self._fsync(descriptor, "fdatasync")
+
+    # Names.
+
+    def _mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        parts = self._parts(path, dir_fd)
+        with self._mutex:
+            if parts:
+                self._allow()
+            self._real["mkdir"](path, mode, dir_fd=dir_fd)
+            if parts:
+                self._names(self._parent(parts), (), ((parts[-1], Node(True)),))
+
+    def _rename(self, old: Any, new: Any) -> None:
+        parts, target = self._parts(old), self._parts(new)
+        if not parts or not target:
+            self._real["rename"](old, new)
+            return
+        with self._mutex:
+            self._allow()
+            node, source, goal = self._find(parts), self._parent(parts), self._parent(target)
+            if node is not None:
+                self._catch_up(node, os.fspath(old))
+            self._real["rename"](old, new)
+            assert node is not None
+            if source is goal:
+                self._names(source, (parts[-1],), ((target[-1], node),))
+            else:
+                self._names(goal, (), ((target[-1], node),))
+                self._names(source, (parts[-1],), ())
+
+    def _unlink(self, path: Any, *, dir_fd: int | None = None, how: str = "unlink") -> None:
+        parts = self._parts(path, dir_fd)
+        with self._mutex:
+            if parts:
+                self._allow()
+            self._real[how](path, dir_fd=dir_fd)
+            if parts:
+                self._names(self._parent(parts), (parts[-1],), ())
+
+    def _rmdir(self, path: Any, *, dir_fd: int | None = None) -> None:
+        self._unlink(path, dir_fd=dir_fd, how="rmdir")

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The files store after a power loss: thousands of disks as a crash may leave them, and what must still be true there.
+
+What was flushed is there; what was not is old or new, sector by sector, and never anybody else's; every map can be
+read; snapshots are complete. And so that we know that this would notice, a store that forgets one of its duties fails.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from extstorage import files_store
+from extstorage.files_store import FileLayer, create_store, open_store
+from extstorage.names import PAGE, SECTOR
+from extstorage.session import Session
+from extstorage.store import Store
+from ganeti_plugin import files
+from tests.datapath.generator import SHORT, Expected, Generator, read
+from tests.datapath.model import ZEROS, Model
+from tests.datapath.powerloss import Disk
+from tests.datapath.tap import Tap
+
+PARTS = 5
+STEPS = 120
+STATES = 400
+MOST_READ = 128
+
+
+class World:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        create_store(directory)
+
+    def open(self) -> Store:
+        return open_store(self._directory)
+
+    def kill(self, session: Session) -> None:
+        assert session._lock is not None
+        session._lock.release()
+
+
+class Recording:
+    """What happened to the disk, with the moments at which something was promised."""
+
+    def __init__(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, steps: int) -> None:
+        store = tmp_path / f"store{seed}"
+        store.mkdir()
+        with monkeypatch.context() as patch:
+            tap = Tap(store, patch)
+            generator = Generator(World(store), tmp_path / f"run{seed}", seed, tap.events.append)
+            generator.lengths = SHORT
+            for _ in range(steps):
+                generator.step()
+            # Without a word: what was not flushed stays so.
+            for disk in generator.disks:
+                disk.session._lock.release()  # type: ignore[union-attr]
+        self.root = tap.root
+        self.events = tap.events
+
+    def crashes(self, chance: Random, count: int) -> Iterator[tuple[Disk, Expected, Expected, int]]:
+        """The disk at moments chosen by chance, and what was promised before and after the step that was running."""
+        nothing = Expected({}, {})
+        promises = [position for position, event in enumerate(self.events) if isinstance(event, Expected)]
+        moments = sorted(chance.choices(range(promises[0], len(self.events)), k=count))
+        disk, before, following = Disk(self.root), nothing, 0
+        for position, event in enumerate(self.events):
+            if isinstance(event, Expected):
+                before = event
+                following += 1
+            else:
+                disk.happens(event)
+            while moments and moments[0] == position:
+                moments.pop(0)
+                after = self.events[promises[following]] if following < len(promises) else before
+                yield disk, before, after, position
+
+
+def examine(directory: Path, run: Path, before: Expected, after: Expected, chance: Random) -> None:
+    """Everything that was promised, from a new machine."""
+    store = open_store(directory)
+    names = set(store.names())
+    must = (before.disks.keys() & after.disks.keys()) | (before.snapshots.keys() & after.snapshots.keys())
+    may = before.disks.keys() | after.disks.keys() | before.snapshots.keys() | after.snapshots.keys()
+    assert must <= names <= may, f"there are {sorted(names)} instead of {sorted(must)}, or at most {sorted(may)}"
+    for name in chance.sample(sorted(names), min(2, len(names))):
+        models = [found[name] for found in (before.disks, after.disks) if name in found]
+        if models:
+            examine_disk(store, name, models, run / name, chance)
+        else:
+            model = before.snapshots.get(name) or after.snapshots[name]
+            session = Session(store, name)
+            compare(session, name, [model.copy()], chance)
+            session.shutdown()
+
+
+def examine_disk(store: Store, name: str, models: list[Model], run: Path, chance: Random) -> None:
+    run.mkdir(parents=True)
+    session = Session(store, name, run)
+    session.open(True)
+    assert session.size in [model.size for model in models]
+    compare(session, name, models, chance)
+    page = chance.randrange(-(-session.size // PAGE))
+    data = chance.randbytes(min(PAGE, session.size - page * PAGE))
+    session.write(memoryview(data), page * PAGE)
+    session.flush()
+    assert read(session, page * PAGE, len(data)) == data
+    session.shutdown()
+
+
+def compare(session: Session, name: str, models: list[Model], chance: Random) -> None:
+    pages = set().union(*(model.pages for model in models))
+    if len(pages) > MOST_READ:
+        first = chance.randrange(len(pages) - MOST_READ)
+        pages = set(sorted(pages)[first : first + MOST_READ])
+    pages.add(chance.randrange(-(-session.size // PAGE)))
+    for first, end in neighbours({page for page in pages if page * PAGE < session.size}):
+        start, stop = first * PAGE, min(end * PAGE, session.size)
+        found = read(session, start, stop - start)
+        if any(found == model.read(start, stop - start) for model in models):
+            continue
+        for page in range(first, end):
+            content = found[page * PAGE - start :][:PAGE].ljust(PAGE, b"\0")
+            allowed = [content for model in models for content in model.allowed(page)]
+            assert content in allowed or all(
+                content[at : at + SECTOR] in [one[at : at + SECTOR] for one in allowed] for at in range(0, PAGE, SECTOR)
+            ), f"page {page} of {name} is {'zeros' if content == ZEROS else 'something else'}"
+
+
+def neighbours(pages: set[int]) -> Iterator[tuple[int, int]]:
+    """Pages as ranges."""
+    for first in sorted(page for page in pages if page - 1 not in pages):
+        end = first
+        while end in pages:
+            end += 1
+        yield first, end
+
+
+def crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, steps: int, states: int) -> None:
+    recording = Recording(tmp_path, monkeypatch, seed, steps)
+    chance = Random(seed)
+    target, run = tmp_path / "crashed", tmp_path / "new-run"
+    for number, (disk, before, after, position) in enumerate(recording.crashes(chance, states)):
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.rmtree(run, ignore_errors=True)
+        disk.crash(chance, target)
+        try:
+            examine(target, run, before, after, chance)
+        except Exception as error:
+            raise AssertionError(f"--seed={seed}, state {number}, after {position} changes: {error!r}") from error
+
+
+def test_what_was_flushed_survives_a_power_loss(
+    tmp_path: Path, seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in seeds:
+        for part in range(PARTS):
+            crash(tmp_path, monkeypatch, seed * 1000 + part, STEPS, STATES)
+
+
+def forget_data(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(FileLayer, "sync", lambda self: None)
+
+
+def forget_names(patch: pytest.MonkeyPatch) -> None:
+    for module in (files, files_store):
+        patch.setattr(module, "fsync_directory", lambda path: None)
+
+
+def marks_first(patch: pytest.MonkeyPatch) -> None:
+    """Pages are called owned on the disk before their data is there."""
+    sync, save = FileLayer.sync, FileLayer.save_pages
+    patch.setattr(FileLayer, "sync", lambda self: None)
+
+    def both(layer: FileLayer, pages: Any) -> None:
+        save(layer, pages)
+        sync(layer)
+
+    patch.setattr(FileLayer, "save_pages", both)
+
+
+def maps_in_the_cache(patch: pytest.MonkeyPatch) -> None:
+    real = files.write_atomically
+
+    def careless(path: Path, data: bytes, *, mode: int = 0o644, durable: bool = True) -> None:
+        real(path, data, mode=mode, durable=False)
+
+    patch.setattr(files_store, "write_atomically", careless)
+
+
+@pytest.mark.parametrize("careless", [forget_data, forget_names, marks_first, maps_in_the_cache])
+def test_a_careless_store_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, careless: Callable[[pytest.MonkeyPatch], None]
+) -> None:
+    with monkeypatch.context() as patch:
+        careless(patch)
+        with pytest.raises(AssertionError, match="--seed="):
+            crash(tmp_path, patch, 1, STEPS, STATES)

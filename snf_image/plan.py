@@ -17,6 +17,9 @@ from snf_image.protocol import DISK_SERIAL, Disk, Nic, Request
 _ENTROPY = 64
 _NONCE = 16
 
+#: Of an image, which is no machine.
+_NEUTRAL_NAME = "localhost"
+
 
 class RequestError(InputError):
     template = "the request to the helper is not possible: {reason}"
@@ -48,6 +51,22 @@ def request(instance: OsInstance, parameters: Parameters, settings: Image) -> Re
     except protocol.ProtocolError as error:
         raise RequestError(reason=str(error)) from None
     return made
+
+
+def generalize_request(root_partition: int | None, *, keep_logins: bool) -> Request:
+    """What the helper is asked to do to the one disk of a machine that is to become an image."""
+    properties = {} if root_partition is None else {"ROOT_PARTITION": str(root_partition)}
+    if keep_logins:
+        properties["EXCLUDE_TASK_FORGETLOGINS"] = "yes"
+    return Request(
+        nonce=secrets.token_hex(_NONCE),
+        entropy=secrets.token_hex(_ENTROPY),
+        time=int(time.time()),
+        hostname=_NEUTRAL_NAME,
+        disks=(Disk(index=0, serial=f"{DISK_SERIAL}0"),),
+        operation=protocol.GENERALIZE,
+        properties=properties,
+    )
 
 
 def _nic(nic: OsNic) -> Nic:

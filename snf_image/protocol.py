@@ -16,7 +16,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-VERSION = 1
+VERSION = 2
 
 #: Name of the virtio-serial port that carries the frames.
 PORT = "org.snf-ganeti.helper"
@@ -36,6 +36,11 @@ LONG_TEXT_LIMIT = 768 * 1024
 DISKS_LIMIT = 64
 NICS_LIMIT = 64
 LIST_LIMIT = 1024
+
+#: What a helper can be asked for: to make an instance's system of an image, or an image of an instance's system.
+CUSTOMIZE = "customize"
+GENERALIZE = "generalize"
+OPERATIONS = (CUSTOMIZE, GENERALIZE)
 
 IMAGE_FORMATS = ("diskdump", "extdump", "ntfsdump")
 NIC_CONFIGS = ("", "dhcp", "dhcpv6", "slaac", "slaac_dhcp", "dhcp+dhcpv6", "dhcp+slaac", "dhcp+slaac_dhcp")
@@ -96,6 +101,7 @@ class Request:
     time: int
     hostname: str
     disks: tuple[Disk, ...]
+    operation: str = CUSTOMIZE
     nics: tuple[Nic, ...] = ()
     image_format: str = "diskdump"
     users: tuple[str, ...] | None = None
@@ -302,6 +308,7 @@ _REQUEST: Mapping[str, Check] = {
     "time": _integer(0, 1 << 40),
     "hostname": _text(255, minimum=1),
     "disks": _sequence(_record(Disk, _DISK), DISKS_LIMIT),
+    "operation": _choice(OPERATIONS),
     "nics": _sequence(_record(Nic, _NIC), NICS_LIMIT),
     "image_format": _choice(IMAGE_FORMATS),
     "users": _optional(_sequence(_text(255, minimum=1))),

@@ -16,7 +16,7 @@ from snf_image.helper.errors import TaskError
 from snf_image.helper.properties import Properties
 from snf_image.helper.runner import TaskFailure, run
 from snf_image.helper.task import Context
-from snf_image.helper.tasks import TASKS
+from snf_image.helper.tasks import OPERATIONS
 from snf_image.protocol import Hello, ProtocolError, Request, Result, TaskWarning
 
 #: Characters of a reason or warning that are sent.
@@ -68,7 +68,7 @@ class Session:
         time.clock_settime(time.CLOCK_REALTIME, float(request.time))
         devices = disks.wait_for(request.disks, time.monotonic() + disks.WAIT)
         context = Context(request, Properties(request.properties, self.warn), devices, self.warn)
-        run(TASKS, context, self._channel.send, self._on_task)
+        run(OPERATIONS[request.operation], context, self._channel.send, self._on_task)
         return {name: shown(value) for name, value in context.facts.items()}
 
     def result(self) -> Result:

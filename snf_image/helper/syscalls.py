@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import struct
 
 SYS_FINIT_MODULE = 313
 SYS_OPENAT2 = 437
@@ -25,6 +26,7 @@ BLKSSZGET = 0x1268
 BLKGETSIZE64 = 0x80081272
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
+FITRIM = 0xC0185879
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,6 +95,16 @@ def disk_size(descriptor: int) -> int:
 
 def sector_size(descriptor: int) -> int:
     return int.from_bytes(fcntl.ioctl(descriptor, BLKSSZGET, bytes(4)), "little")
+
+
+def trim(place: str) -> int:
+    """Discard all free space of the file system mounted there; the bytes, as it counts them."""
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        everything = struct.pack("=QQQ", 0, (1 << 64) - 1, 0)
+        return int(struct.unpack("=QQQ", fcntl.ioctl(descriptor, FITRIM, everything))[1])
+    finally:
+        os.close(descriptor)
 
 
 def reread_partitions(descriptor: int) -> None:

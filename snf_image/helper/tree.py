@@ -21,6 +21,9 @@ from snf_image.helper.errors import TaskError
 #: Bytes; no file that the tasks edit is near this.
 READ_LIMIT = 1 << 20
 
+#: Directories in each other; each costs a descriptor while one of them is walked.
+WALK_DEPTH = 100
+
 #: Errors of a path that leads to nothing: missing, through a file, a loop of links, a link into /proc.
 _LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
 
@@ -154,6 +157,48 @@ class Tree:
             return True
         return False
 
+    def walk(self, path: str) -> Iterator[tuple[str, int]]:
+        """Everything below a directory, the deepest first, with its mode; never through a link. Nothing if missing."""
+        try:
+            descriptor = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno in _LEADS_NOWHERE:
+                return
+            raise TaskError(f"/{path} in the image cannot be listed: {error.strerror}") from None
+        yield from _walk(descriptor, path.strip("/"), WALK_DEPTH)
+
+    def empty(self, path: str) -> int:
+        """Remove everything below a directory, which stays; the number of names that were no directories."""
+        count = 0
+        for name, mode in self.walk(path):
+            if stat.S_ISDIR(mode):
+                self._remove_directory(name)
+            else:
+                count += self.remove(name)
+        return count
+
+    def _remove_directory(self, path: str) -> None:
+        with self._parent(path) as (directory, name):
+            try:
+                os.rmdir(name, dir_fd=directory)
+            except OSError as error:
+                if error.errno != errno.EBUSY:  # a file system is mounted here: empty is all that it can be
+                    raise TaskError(f"/{path} in the image cannot be removed: {error.strerror}") from None
+
+    def truncate(self, path: str) -> bool:
+        """Make a regular file empty, with owner and mode as they are; tell whether it was there."""
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._parent(path) as (directory, name):
+            status = _status(directory, name)
+            if status is None or not stat.S_ISREG(status.st_mode):
+                return False
+            try:
+                flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+                os.close(os.open(name, flags, dir_fd=directory))
+            except OSError as error:
+                raise TaskError(f"/{path} in the image cannot be emptied: {error.strerror}") from None
+            return True
+        return False
+
     def rename(self, path: str, name: str) -> None:
         """Give a file another name in its directory."""
         with self._parent(path) as (directory, old):
@@ -200,6 +245,21 @@ class Tree:
             yield directory, parts[-1]
         finally:
             os.close(directory)
+
+
+def _walk(descriptor: int, path: str, depth: int) -> Iterator[tuple[str, int]]:
+    """Takes the descriptor over."""
+    try:
+        if not depth:
+            raise TaskError(f"/{path[:200]} in the image is nested too deeply")
+        for name in sorted(os.listdir(descriptor)):
+            mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                yield from _walk(os.open(name, flags, dir_fd=descriptor), f"{path}/{name}", depth - 1)
+            yield f"{path}/{name}", mode
+    finally:
+        os.close(descriptor)
 
 
 def _parts(path: str) -> list[str]:

@@ -68,7 +68,7 @@ def test_a_missing_key_is_named(key: str) -> None:
     "change",
     [
         {"surplus": 1},
-        {"version": 2},
+        {"version": protocol.VERSION + 1},
         {"version": True},
         {"nonce": "xyz"},
         {"nonce": NONCE.upper()},

@@ -8,7 +8,7 @@ import pytest
 from snf_image.helper import runner
 from snf_image.helper.errors import TaskError
 from snf_image.helper.task import Context, Task
-from snf_image.helper.tasks import TASKS
+from snf_image.helper.tasks import CUSTOMIZING, GENERALIZING, OPERATIONS
 from snf_image.protocol import Reply, TaskEnd, TaskStart
 from tests.unit.snf_image.helper.support import context_of
 
@@ -18,7 +18,7 @@ def nothing(_context: Context) -> None:
 
 
 def test_the_real_tasks_have_the_contract_s_order() -> None:
-    assert [task.name for task in runner.ordered(TASKS)] == [
+    assert [task.name for task in runner.ordered(CUSTOMIZING)] == [
         "FixPartitionTable",
         "FilesystemResizeUnmounted",
         "MountImage",
@@ -32,18 +32,25 @@ def test_the_real_tasks_have_the_contract_s_order() -> None:
     ]
 
 
-def test_the_order_follows_from_declarations_alone() -> None:
-    turned = runner.ordered(list(reversed(TASKS)))
+@pytest.mark.parametrize("tasks", OPERATIONS.values(), ids=OPERATIONS)
+def test_the_order_follows_from_declarations_alone(tasks: tuple[Task, ...]) -> None:
+    turned = runner.ordered(list(reversed(tasks)))
     names = [task.name for task in turned]
-    for task in TASKS:
-        assert all(names.index(other) < names.index(task.name) for other in task.after)
-        assert all(names.index(other) > names.index(task.name) for other in task.before)
+    for task in tasks:
+        assert all(names.index(other) < names.index(task.name) for other in task.after if other in names)
+        assert all(names.index(other) > names.index(task.name) for other in task.before if other in names)
     assert names[-1] == "UmountImage"
 
 
+def test_what_is_removed_is_trimmed_afterwards() -> None:
+    names = [task.name for task in runner.ordered(list(reversed(GENERALIZING)))]
+    assert names[0] == "MountImage"
+    assert names[-2:] == ["TrimFilesystems", "UmountImage"]
+
+
 def test_declared_names_exist() -> None:
-    names = {task.name for task in TASKS}
-    for task in TASKS:
+    for task in {*CUSTOMIZING, *GENERALIZING}:
+        names = {other.name for tasks in OPERATIONS.values() if task in tasks for other in tasks}
         assert {*task.after, *task.before} <= names
 
 
@@ -67,13 +74,13 @@ def test_two_tasks_of_one_name_are_a_defect() -> None:
         ({"EXCLUDE_TASK_MOUNTIMAGE": "yes"}, set()),
         ({"EXCLUDE_FILESYSTEMRESIZE_TASKS": "1"}, {"FilesystemResizeUnmounted"}),
         ({"CLOUD_INIT": "true"}, {"FilesystemResizeUnmounted", "FixPartitionTable"}),
-        ({"EXCLUDE_MOUNTED_TASKS": "on"}, {task.name for task in TASKS if task.needs_mount}),
-        ({"EXCLUDE_ALL_TASKS": "set"}, {task.name for task in TASKS}),
+        ({"EXCLUDE_MOUNTED_TASKS": "on"}, {task.name for task in CUSTOMIZING if task.needs_mount}),
+        ({"EXCLUDE_ALL_TASKS": "set"}, {task.name for task in CUSTOMIZING}),
     ],
 )
 def test_properties_leave_tasks_out(properties: dict[str, str], skipped: set[str]) -> None:
     context = context_of(properties=properties)
-    tasks = [Task(**{**task.__dict__, "applies": lambda _context: True}) for task in TASKS]
+    tasks = [Task(**{**task.__dict__, "applies": lambda _context: True}) for task in CUSTOMIZING]
     assert {task.name for task in tasks if not runner.is_wanted(task, context)} == skipped
 
 

@@ -124,17 +124,6 @@ def detach(site: Site, name: str) -> None:
     servers.remove_directory(site, name)
 
 
-def call_server(site: Site, name: str, command: str, /, **arguments: object) -> None:
-    """Ask the server of a volume that is attached on this node."""
-    control.call(site.directory(name), name, command, **arguments)
-
-
-def remove_stopped(site: Site, name: str, store_name: str = "") -> None:
-    """Remove a volume whose server has ended already."""
-    with using_store(site, store_name) as store:
-        catalog.remove(store, name)
-
-
 def _flush_marks(site: Site, name: str, directory: Path) -> None:
     """A server that was killed left marks of what it had acknowledged: bring them into the store."""
     found = run_pages.are_left(directory) and find(site, name)

@@ -19,15 +19,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Self, TypeVar
 
+from extstorage.maps import DIGEST, VolumeMap
 from extstorage.names import BLOCK, PAGE
-
-DIGEST = 32
 
 #: The name of a block of zeros. It is never stored: it is a hole.
 NOTHING = hashlib.sha256().digest()
 
 _CHUNK = 64 << 10
 _ZEROS = bytes(_CHUNK)
+
+#: Answers with a buffer of a block's size, with anything in it.
+Take = Callable[[], memoryview]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,6 +66,14 @@ def root_of(digests: Iterable[bytes | None]) -> bytes:
     return level[0]
 
 
+def root_of_map(volume_map: VolumeMap) -> bytes | None:
+    """The same for a map; None when it has blocks that are not named by their content."""
+    blocks = [volume_map.layers(index) for index in range(volume_map.blocks)]
+    if volume_map.sources or any(len(layers) > 1 for layers in blocks):
+        return None
+    return root_of(layers[0].owner if layers else None for layers in blocks)
+
+
 class Block(NamedTuple):
     """Block `number` of a disk, as read: `length` bytes of `buffer`, which came from `Pipeline.take`."""
 
@@ -95,7 +105,7 @@ def _named(block: Block) -> Named:
 class Pipeline:
     """Buffers and threads for as long as a piece of work lasts: a context manager."""
 
-    def __init__(self, *, batch: int = 16, ahead: int = 8) -> None:
+    def __init__(self, batch: int, ahead: int) -> None:
         self._batch = batch
         self._ahead = ahead
         # One batch is being stored and one collected, `ahead` blocks are being hashed, and one is being read. Each
@@ -158,9 +168,11 @@ class Pipeline:
             started.append((named, future))
         return started
 
-    def _stored(self, storing: Iterable[tuple[Named, Future[object] | None]]) -> Iterator[Named]:
-        for named, future in storing:
+    def _stored(self, storing: Sequence[tuple[Named, Future[object] | None]]) -> Iterator[Named]:
+        for _, future in storing:
             if future is not None:
                 future.result()
+        # Nothing is being put while the caller has its turn.
+        for named, _ in storing:
             yield named
             self._free.append(named.buffer)

@@ -89,3 +89,7 @@ class ServerError(StateError):
     """The server of an attached volume refused or does not answer."""
 
     template = "the server of the volume {name!r} says: {message}"
+
+
+class UnreadableError(StateError):
+    template = "the disk can't be read: {reason}"

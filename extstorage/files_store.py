@@ -8,7 +8,7 @@
     maps/NAME/lock               flock(2): the lock of the volume; its content names the holder
     data/OWNER/EPOCH.data        a layer: one sparse file, block i at i x 4 MiB
     data/OWNER/EPOCH.pages       which pages the layer has: 256 bytes per block, a bitmap and its CRC-32
-    content/AA/BB/DIGEST         a content block: its bytes without the zeros at its end
+    content/AA/BB/DIGEST         a content block: its bytes, without the pages of zeros at its end
     content/new/DIGEST.TOKEN     the same, not durable yet
     content/lock                 held shared while one is put or touched, exclusively while one is removed
 
@@ -38,7 +38,7 @@ from pathlib import Path
 from extstorage import maps
 from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, HeldError, NoSuchVolumeError
 from extstorage.maps import Source, VolumeMap
-from extstorage.names import BLOCK
+from extstorage.names import BLOCK, PAGE
 from extstorage.pages import FULL, RECORD, from_record, to_record
 from extstorage.store import Holder, Info, Space
 from ganeti_plugin.files import fsync_directory, locked, remove, write_atomically
@@ -457,23 +457,20 @@ class FilesStore:
         with self._contents_mutex:
             if digest in self._new_contents:
                 return False
-            new = self._content / "new" / f"{path.name}.{secrets.token_hex(8)}"
-            self._new_contents[digest] = new
+        if self._touch(path):
+            return False
+        new = self._content / "new" / f"{path.name}.{secrets.token_hex(8)}"
         try:
-            if self._touch(path):
-                self._forget_new(digest)
-                return False
-            with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE), "wb") as stream:
-                stream.write(data)
+            _write_new(new, data)
         except BaseException:
-            self._forget_new(digest)
             remove(new)
             raise
-        return True
-
-    def _forget_new(self, digest: bytes) -> None:
         with self._contents_mutex:
-            self._new_contents.pop(digest, None)
+            # Not before it is complete: another thread may be in `sync_contents`.
+            if self._new_contents.setdefault(digest, new) is new:
+                return True
+        remove(new)
+        return False
 
     def _touch(self, path: Path) -> bool:
         """Give a content block a new version; answers whether it is there."""
@@ -543,6 +540,25 @@ class FilesStore:
                 return 0
             os.unlink(path)
         return status.st_blocks * 512
+
+
+def _write_new(path: Path, data: memoryview) -> None:
+    """Past the page cache, where that is possible: it is not read soon, and a copy there costs more than the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    try:
+        if len(data) % PAGE == 0:
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT)
+        while data:
+            try:
+                data = data[os.write(descriptor, data) :]
+            except OSError as error:
+                # The file system or the memory's alignment does not allow it.
+                if error.errno != errno.EINVAL or not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+                    raise
+                fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)
+    finally:
+        os.close(descriptor)
 
 
 def _info_bytes(info: Info) -> bytes:

@@ -6,8 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import secrets
+import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+from extstorage.store import Holder
 from ganeti_plugin.errors import StateError
 
 
@@ -44,3 +49,16 @@ def acting_as(user: str) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(0)
         os.setgroups(groups)
+
+
+def boot_id() -> str:
+    """Differs after each start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def myself() -> Holder:
+    """Who takes a lock now: this process, with a token of its own."""
+    return Holder(secrets.token_hex(8), socket.gethostname(), boot_id(), os.getpid(), time.time())

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from extstorage.errors import BrokenError
-from extstorage.names import LARGEST, blocks_of
+from extstorage.names import BLOCK, LARGEST, blocks_of
 from extstorage.pages import full_mask
 
 DEPTH = 4
@@ -125,6 +125,21 @@ def with_content(old: VolumeMap, digests: Mapping[int, bytes]) -> VolumeMap:
         number = numbers.setdefault(digest, len(numbers))
         entries[index * DEPTH : index * DEPTH + DEPTH] = array("I", (CONTENT | number, 0, 0, 0))
     return _without_unused(old._replace(entries=entries, digests=b"".join(numbers)))
+
+
+def with_new_content(old: VolumeMap, size: int, digests: Mapping[int, bytes]) -> VolumeMap:
+    """The same for blocks that were holes, quickly: for a map that grows while an image is read."""
+    entries = old.entries[:]
+    entries.extend(_zeros(blocks_of(size) - old.blocks))
+    first = len(old.digests) // DIGEST
+    for number, index in enumerate(digests, first):
+        entries[index * DEPTH] = CONTENT | number
+    return old._replace(size=size, entries=entries, digests=old.digests + b"".join(digests.values()))
+
+
+def cut(old: VolumeMap, blocks: int) -> VolumeMap:
+    """The map of the first blocks alone."""
+    return _without_unused(old._replace(size=min(old.size, blocks * BLOCK), entries=old.entries[: blocks * DEPTH]))
 
 
 def as_snapshot(frozen: VolumeMap) -> VolumeMap:

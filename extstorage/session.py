@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -32,9 +30,10 @@ from extstorage.errors import (
     ReadOnlyError,
     ServerError,
 )
+from extstorage.identity import myself
 from extstorage.maps import VolumeMap
 from extstorage.run_pages import RunPages
-from extstorage.store import Holder, Info, Store, VolumeLock
+from extstorage.store import Info, Store, VolumeLock
 from extstorage.volume import Extent, Volume
 from ganeti_plugin.log import debug, info, warning
 
@@ -260,14 +259,14 @@ class Session:
         lock = self._store.lock_volume(self._name, patience=patience)
         try:
             before = lock.holder()
-            token = secrets.token_hex(8)
-            self._prepare_run(before.token if before else "", token)
-            lock.record(Holder(token, socket.gethostname(), _boot_id(), os.getpid(), time.time()))
+            holder = myself()
+            self._prepare_run(before.token if before else "", holder.token)
+            lock.record(holder)
             if self._marks is not None:
-                run_pages.write_tokens(self._marks, [token])
+                run_pages.write_tokens(self._marks, [holder.token])
             with self._gate.hold(self._name):
                 self._load(self._store.read_map(self._name))
-                self._lock, self._token = lock, token
+                self._lock, self._token = lock, holder.token
         except BaseException:
             if self._lock is not lock:
                 lock.release()
@@ -432,10 +431,3 @@ class Session:
             self._store.write_map(self._name, grown)
             self._load(grown)
         info("%s: grown to %d bytes", self._name, size)
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""

@@ -163,7 +163,8 @@ class Store(Protocol):
     def put_content(self, digest: bytes, data: memoryview) -> bool:
         """Have a content block; answers whether it is new. It is durable after `sync_contents`.
 
-        `data` has no zeros at its end. A block that is there is touched: a collection that began earlier leaves it.
+        `data` may end behind the last byte that is not zero. A block that is there is touched: a collection that began
+        earlier leaves it.
         """
 
     def sync_contents(self) -> None:

@@ -45,6 +45,7 @@ LAYERS: Mapping[str, tuple[str, ...]] = {
 #: Modules that are neither Python's nor ours, and the one file that may import each.
 THIRD_PARTY: Mapping[str, str] = {
     "argcomplete": "extstorage/cli/completion.py",
+    "nbd": "extstorage/nbd_reader.py",
     "nbdkit": "extstorage/nbdkit_plugin.py",
 }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import os
 import random
@@ -28,6 +29,7 @@ from tests.real.extstorage.provider import (
     refused,
     server_pid,
     traces,
+    uri,
 )
 
 pytestmark = pytest.mark.timeout(180)
@@ -254,15 +256,37 @@ def test_what_is_not_as_declared_is_refused(raw_image: Path, tmp_path: Path) -> 
     assert traces("refused") + traces("import-refused") == []
 
 
-def test_a_killed_import_is_cleaned_up_by_the_next(raw_image: Path) -> None:
-    process = subprocess.Popen([COMMAND, "image", "import", "killed", raw_image], stderr=subprocess.DEVNULL)
-    eventually(lambda: (RUN / "import-killed" / "nbd.sock").exists() or process.poll() is not None)
-    process.kill()
-    process.wait()
-    eventually(lambda: server_pid("import-killed") == 0)
-    assert command("image", "import", "killed", raw_image).returncode == 0
-    assert command("image", "remove", "killed").returncode == 0
-    assert traces("killed") + traces("import-killed") == []
+def test_an_import_that_is_killed_goes_on(tmp_path: Path, seeds: list[int]) -> None:
+    """At random points, several times; what is imported in the end is the file, and each block is stored once."""
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as stream:
+        for number in range(60):
+            stream.write(random.Random(number % 50).randbytes(4 << 20))
+    for seed in seeds:
+        chance = random.Random(seed)
+        name = f"killed-{seed}"
+        for _ in range(6):
+            process = subprocess.Popen([COMMAND, "image", "import", name, path], stderr=subprocess.DEVNULL)
+            time.sleep(chance.uniform(0.1, 0.8))
+            process.kill()
+            if process.wait() == 0:
+                break
+        else:
+            assert command("image", "import", name, path).returncode == 0, f"seed {seed}"
+        assert traces(f"import-{name}") == []
+        exported = tmp_path / "exported"
+        clone = new_name()
+        do("create", clone, VOL_SIZE="240", EXTP_ORIGIN=name)
+        do("attach", clone)
+        subprocess.run(["nbdcopy", uri(clone), exported], check=True)
+        do("detach", clone)
+        do("remove", clone)
+        assert filecmp.cmp(path, exported, shallow=False), f"seed {seed}"
+        before = stored_bytes()
+        assert command("image", "import", f"again-{seed}", path).returncode == 0
+        assert stored_bytes() - before < 1 << 20, "what was there was stored again"
+        for image in (name, f"again-{seed}"):
+            assert command("image", "remove", image).returncode == 0
 
 
 def test_a_clone_of_100_gib_is_a_map_and_no_data() -> None:

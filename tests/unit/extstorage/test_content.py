@@ -75,7 +75,7 @@ def test_the_pipeline_publishes_first_and_keeps_order_and_buffers() -> None:
     indexes = list(range(0, 400, 2))
     kinds = {index: index // 3 % 50 for index in indexes}
 
-    with Pipeline(batch=4, ahead=3) as pipeline:
+    with Pipeline(4, 3) as pipeline:
 
         def blocks() -> Iterator[Block]:
             for index in indexes:
@@ -102,7 +102,7 @@ def test_a_block_that_cannot_be_put_ends_the_work() -> None:
     def put(_digest: bytes, _data: memoryview) -> bool:
         raise OSError(28, "No space left on device")
 
-    with Pipeline(batch=2, ahead=1) as pipeline:
+    with Pipeline(2, 1) as pipeline:
 
         def blocks() -> Iterator[Block]:
             for index in range(50):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,23 @@ def test_what_was_not_made_durable_is_not_there(tmp_path: Path) -> None:
     after = open_store(tmp_path / "store")
     assert list(after.contents()) == []
     assert after.put_content(DIGEST, memoryview(DATA))
+
+
+def test_blocks_are_put_by_many_threads_while_one_makes_them_durable(store: Store) -> None:
+    """A name never stands for less than the whole block, and two who put the same block leave one."""
+    blocks = [bytes([number % 256, number // 256]) * (64 * PAGE) for number in range(100)]
+
+    def one(number: int) -> None:
+        data = blocks[number // 2]
+        store.put_content(hashlib.sha256(data).digest(), memoryview(data))
+        if number % 3 == 0:
+            store.sync_contents()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, range(200)))
+    store.sync_contents()
+    assert {digest for digest, _ in store.contents()} == {hashlib.sha256(data).digest() for data in blocks}
+    buffer = bytearray(128 * PAGE)
+    for data in blocks:
+        store.layer(Source(hashlib.sha256(data).digest(), 0)).readinto(0, 0, memoryview(buffer))
+        assert buffer == data

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What an image is made from: a disk that is read once, from its beginning to its end, after it was judged.
+
+A `Source` is judged twice: before it is opened for use (a file's container format, a stream's first bytes), and by
+`check` after its last block, before anything becomes an image. Nothing here looks at what the disk contains.
+
+A qcow2 file is read by qemu-nbd, which is confined: another user, no network, no new privileges, limits; and it never
+sees the file, only its bytes over a socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from extstorage.content import Block, Take
+from extstorage.names import BLOCK
+from ganeti_plugin import containers
+from ganeti_plugin.containers import Verdict
+from ganeti_plugin.errors import CommandError, InputError
+from ganeti_plugin.run import quoted, spawn
+
+#: Seconds that a program which we start has until its socket is there, and to end.
+_START = 30.0
+_STOP = 30.0
+
+#: Limits of the process that reads a container format: address space and CPU time.
+_ADDRESS_SPACE = 4 << 30
+_CPU_SECONDS = 3600
+_NOBODY = 65534
+
+
+class UnusableFileError(InputError):
+    template = "the file {path} can't be imported: {reason}"
+
+
+class Source(Protocol):
+    """A disk to import."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes; None as long as the end was not reached, for what tells its length only by ending."""
+
+    @property
+    def identity(self) -> str:
+        """The same for the same unchanged disk, so that an interrupted import goes on; empty: it can't."""
+
+    def blocks(self, first: int, take: Take) -> Iterator[Block]:
+        """The blocks from number `first` on, in order, each in a buffer from `take`; what is left out is zeros.
+
+        All but the last have BLOCK bytes. Each call of `take` is followed by a block that is yielded, or by the end.
+        """
+
+    def check(self) -> None:
+        """After the last block: raises an InputError if this was not what had been judged."""
+
+
+class RawFile:
+    """The file's bytes are the disk's."""
+
+    def __init__(self, path: Path, descriptor: int, verdict: Verdict) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self._before = _stamp(descriptor)
+        self.size = verdict.virtual_size
+        self.identity = ":".join(map(str, (verdict.format, *self._before)))
+
+    def blocks(self, first: int, take: Take) -> Iterator[Block]:
+        position = first * BLOCK
+        while (found := self._data_from(position)) < self.size:
+            number = found // BLOCK
+            block = Block(number, take(), min(BLOCK, self.size - number * BLOCK))
+            self._read(block)
+            yield block
+            position = (number + 1) * BLOCK
+
+    def _data_from(self, position: int) -> int:
+        try:
+            return os.lseek(self._descriptor, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise UnusableFileError(path=self._path, reason=error.strerror) from None
+            return self.size
+
+    def _read(self, block: Block) -> None:
+        done = 0
+        while done < block.length:
+            try:
+                count = os.preadv(self._descriptor, [block.buffer[done : block.length]], block.number * BLOCK + done)
+            except OSError as error:
+                raise UnusableFileError(path=self._path, reason=error.strerror) from None
+            if not count:
+                raise UnusableFileError(path=self._path, reason="it became shorter while it was read")
+            done += count
+
+    def check(self) -> None:
+        if _stamp(self._descriptor) != self._before:
+            raise UnusableFileError(path=self._path, reason="it was changed while it was read")
+
+
+class Qcow2File(RawFile):
+    """The same, read through a confined qemu-nbd."""
+
+    def __init__(self, path: Path, descriptor: int, verdict: Verdict, socket: Path) -> None:
+        from extstorage.nbd_reader import NbdReader
+
+        super().__init__(path, descriptor, verdict)
+        self._reader = NbdReader(socket)
+        if self._reader.size != self.size:
+            raise UnusableFileError(path=path, reason=f"it is read as {self._reader.size} bytes instead of {self.size}")
+
+    def blocks(self, first: int, take: Take) -> Iterator[Block]:
+        return self._reader.blocks(first, take)
+
+
+def _stamp(descriptor: int) -> tuple[int, ...]:
+    """What differs when a file was replaced or changed."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@contextlib.contextmanager
+def opened(path: Path, declared: str) -> Iterator[Source]:
+    """A file, judged. Must be called as root if the file is qcow2, since its reader becomes somebody else."""
+    with _opened(path) as descriptor, contextlib.ExitStack() as stack:
+        verdict = containers.judge(descriptor, declared)
+        if verdict.format is containers.Format.RAW:
+            yield RawFile(path, descriptor, verdict)
+        else:
+            yield Qcow2File(path, descriptor, verdict, stack.enter_context(_converted(descriptor, verdict.format)))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    """Open once; every later look goes to this descriptor, so that nobody can swap the file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise UnusableFileError(path=path, reason=error.strerror) from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UnusableFileError(path=path, reason="it is not a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _converted(source: int, kind: containers.Format) -> Iterator[Path]:
+    """The socket of a confined qemu-nbd that reads the container at `source`."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="snf-archipelago-import-", dir="/run"))
+        os.chmod(folder, 0o711)
+        private = Path(folder) / "qemu"
+        private.mkdir(mode=0o700)
+        os.chown(private, _NOBODY, _NOBODY)
+        raw, out = Path(folder) / "raw.sock", private / "out.sock"
+        reader = spawn(
+            ["nbdkit", "-f", "--exit-with-parent", "-r", "--unix", raw, "file", f"/proc/self/fd/{source}"],
+            pass_fds=(source,),
+        )
+        stack.callback(_end, reader)
+        _await(reader, raw.exists)
+        os.chmod(raw, 0o666)
+        qemu_nbd = ["qemu-nbd", "-r", "-t", "-f", str(kind), "-k", str(out), f"nbd+unix:///?socket={raw}"]
+        converter = spawn([*_CONFINED, *qemu_nbd])
+        # unshare(1) waits for its child with SIGTERM blocked; killed, it takes the child along.
+        stack.callback(_kill, converter)
+        _await(converter, out.exists)
+        yield out
+
+
+_CONFINED = (
+    *("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child"),
+    *("setpriv", "--pdeathsig", "KILL", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"),
+    *("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
+    *("prlimit", f"--as={_ADDRESS_SPACE}", f"--cpu={_CPU_SECONDS}", "--core=0", "--fsize=0"),
+)
+
+
+def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _START
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            arguments = [os.fsdecode(argument) for argument in _arguments(process)]
+            raise CommandError(
+                program=arguments[0],
+                reason="it did not come up",
+                detail=f"exit code {process.poll()}",
+                command=quoted(arguments),
+            )
+        time.sleep(0.02)
+
+
+def _arguments(process: subprocess.Popen[bytes]) -> list[str]:
+    arguments = process.args
+    return [str(argument) for argument in arguments] if isinstance(arguments, list) else [str(arguments)]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()

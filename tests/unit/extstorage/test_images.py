@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Importing: what is read is what was imported, once in the store, resumable, and refused without a trace."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from extstorage import catalog, intake, maps, sources
+from extstorage.content import Block, Take, digest_of, root_of, root_of_map
+from extstorage.errors import AlreadyThereError, BadNameError, BadSizeError, HeldError
+from extstorage.files_store import create_store
+from extstorage.images import import_from
+from extstorage.memory_store import MemoryStore
+from extstorage.names import BLOCK, PAGE, SECTOR
+from extstorage.session import Session
+from extstorage.sources import UnusableFileError
+from extstorage.store import Info, Store
+from ganeti_plugin.containers import ImageRefusedError
+
+SIZE = 20 * BLOCK + 5 * SECTOR
+
+
+@pytest.fixture(params=["memory", "files"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return create_store(tmp_path / "store") if request.param == "files" else MemoryStore()
+
+
+@pytest.fixture(autouse=True)
+def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "BATCH", 2)
+    monkeypatch.setattr(intake, "AHEAD", 2)
+    monkeypatch.setattr(intake, "CHECKPOINT", 4 * BLOCK)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """Data, holes, zeros that are no hole, blocks that are alike, and an end that is no block's."""
+    path = tmp_path / "disk.raw"
+    with path.open("wb") as stream:
+        stream.truncate(SIZE)
+        for number in (*range(2), *range(5, 15), 19, 20):
+            stream.seek(number * BLOCK + (PAGE if number % 2 else 0))
+            stream.write(random.Random(number % 7).randbytes(2000) if number != 7 else bytes(PAGE))
+    return path
+
+
+def nothing(_percent: int) -> None:
+    """Nobody watches."""
+
+
+def take(store: Store, name: str, path: Path) -> None:
+    with sources.opened(path, "raw") as source:
+        import_from(store, name, source, {"OSFAMILY": "linux"}, nothing)
+
+
+def contents(store: Store, name: str) -> bytes:
+    session = Session(store, name)
+    buffer = bytearray(session.size)
+    session.readinto(memoryview(buffer), 0)
+    return bytes(buffer)
+
+
+def digests(store: Store) -> set[bytes]:
+    return {digest for digest, _ in store.contents()}
+
+
+def test_an_image_reads_as_its_file(store: Store, disk: Path) -> None:
+    said: list[int] = []
+    with sources.opened(disk, "raw") as source:
+        import_from(store, "image", source, {"OSFAMILY": "linux"}, said.append)
+    assert said == sorted(said)
+    assert said[-1] == 100
+    assert contents(store, "image") == disk.read_bytes()
+    (item,) = catalog.items(store)
+    assert (item.name, item.kind, item.size, item.facts.properties) == ("image", "image", SIZE, {"OSFAMILY": "linux"})
+    volume_map = store.read_map("image")
+    assert [volume_map.depth(number) for number in (0, 2, 4, 7, 20)] == [1, 0, 0, 0, 1]
+    assert digests(store) == {layer.owner for number in range(21) for layer in volume_map.layers(number)}
+
+
+def test_what_is_there_is_not_stored_again(store: Store, disk: Path) -> None:
+    take(store, "image", disk)
+    before = digests(store)
+    # Only two of seven kinds of block at two places each, and the last, which is cut short.
+    assert len(before) < 14
+    take(store, "other", disk)
+    assert digests(store) == before
+    with disk.open("r+b") as stream:
+        stream.seek(8 * BLOCK)
+        stream.write(b"different")
+    take(store, "third", disk)
+    assert len(digests(store) - before) == 1
+    assert contents(store, "third") == disk.read_bytes()
+
+
+class Death(BaseException):
+    """Kill -9, as far as the store can tell."""
+
+
+class Mortal:
+    """Reads a file and dies on the way."""
+
+    def __init__(self, source: sources.Source, dies_at: int) -> None:
+        self._source = source
+        self._dies_at = dies_at
+        self.size = source.size
+        self.identity = source.identity
+        self.read: list[int] = []
+
+    def blocks(self, first: int, take: Take) -> Iterator[Block]:
+        for block in self._source.blocks(first, take):
+            if block.number >= self._dies_at:
+                raise Death
+            self.read.append(block.number)
+            yield block
+
+    def check(self) -> None:
+        self._source.check()
+
+
+def test_an_interrupted_import_goes_on(store: Store, disk: Path) -> None:
+    read: list[list[int]] = []
+    for dies_at in (12, 14, 20):
+        with sources.opened(disk, "raw") as source:
+            mortal = Mortal(source, dies_at)
+            with pytest.raises(Death):
+                import_from(store, "image", mortal, {}, nothing)
+        read.append(mortal.read)
+        assert [(item.name, item.kind) for item in catalog.items(store)] == [("import-image", "volume")]
+        pending = store.read_map("import-image")
+        assert digests(store) <= {layer.owner for number in range(pending.blocks) for layer in pending.layers(number)}
+    assert read[0][0] == 0
+    assert 0 < read[1][0] <= read[2][0] <= 19
+    take(store, "image", disk)
+    assert contents(store, "image") == disk.read_bytes()
+    assert store.names() == ["image"]
+
+
+def test_another_source_begins_anew(store: Store, disk: Path) -> None:
+    with sources.opened(disk, "raw") as source, pytest.raises(Death):
+        import_from(store, "image", Mortal(source, 14), {}, nothing)
+    with disk.open("r+b") as stream:
+        stream.write(b"changed")
+    take(store, "image", disk)
+    assert contents(store, "image") == disk.read_bytes()
+    assert store.names() == ["image"]
+
+
+def test_a_file_that_changes_is_refused(store: Store, disk: Path) -> None:
+    with sources.opened(disk, "raw") as source:
+        os.utime(disk, ns=(1, 1))
+        with pytest.raises(UnusableFileError, match="changed while it was read"):
+            import_from(store, "image", source, {}, nothing)
+        os.truncate(disk, 10 * BLOCK)
+        with pytest.raises(UnusableFileError, match="shorter|changed"):
+            import_from(store, "image", source, {}, nothing)
+    assert store.names() == []
+
+
+class Stream:
+    """A source of unknown length, which can't be recognized."""
+
+    identity = ""
+
+    def __init__(self, blocks: int, size: int) -> None:
+        self._blocks = blocks
+        self._end = size
+        self.size: int | None = None
+
+    def blocks(self, first: int, take: Take) -> Iterator[Block]:
+        assert first == 0
+        for number in range(self._blocks):
+            buffer = take()
+            buffer[:8] = number.to_bytes(8, "big")
+            buffer[8:] = bytes(BLOCK - 8)
+            yield Block(number, buffer, min(BLOCK, self._end - number * BLOCK))
+        self.size = self._end
+
+    def check(self) -> None:
+        if self._end == 3 * SECTOR:
+            raise ImageRefusedError(reason="of its end")
+
+
+def test_a_stream_tells_its_length_by_ending(store: Store) -> None:
+    import_from(store, "image", Stream(12, 11 * BLOCK + SECTOR), {}, nothing)
+    data = contents(store, "image")
+    assert len(data) == 11 * BLOCK + SECTOR
+    assert [int.from_bytes(data[at : at + 8], "big") for at in range(0, len(data), BLOCK)] == list(range(12))
+
+
+@pytest.mark.parametrize(("size", "error"), [(3 * SECTOR, ImageRefusedError), (1000, BadSizeError), (0, BadSizeError)])
+def test_a_stream_that_is_refused_leaves_nothing(store: Store, size: int, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        import_from(store, "image", Stream(-(-size // BLOCK), size), {}, nothing)
+    assert store.names() == []
+
+
+def test_names_that_are_taken(store: Store, disk: Path) -> None:
+    catalog.create_volume(store, "there", BLOCK)
+    for name, error in (("there", AlreadyThereError), ("x" * 66, BadNameError), ("-x", BadNameError)):
+        with pytest.raises(error):
+            take(store, name, disk)
+    assert store.names() == ["there"]
+
+
+def test_a_volume_that_only_looks_like_an_import_is_left_alone(store: Store, disk: Path) -> None:
+    catalog.create_volume(store, "import-image", BLOCK)
+    store.create("import-other", maps.from_digests(BLOCK, bytes(16), [None]), Info(created=0.0, image=True))
+    for name in ("image", "other"):
+        with pytest.raises(AlreadyThereError, match=f"'import-{name}' is already"):
+            take(store, name, disk)
+    assert store.names() == ["import-image", "import-other"]
+
+
+def test_two_imports_of_one_name(store: Store, disk: Path) -> None:
+    class Meanwhile(Mortal):
+        def check(self) -> None:
+            with pytest.raises(HeldError, match="import-image"):
+                take(store, "image", disk)
+
+    with sources.opened(disk, "raw") as source:
+        import_from(store, "image", Meanwhile(source, 100), {}, nothing)
+    assert store.names() == ["image"]
+
+
+def test_an_image_that_appears_meanwhile_is_not_replaced(store: Store, disk: Path) -> None:
+    class Meanwhile(Mortal):
+        def check(self) -> None:
+            catalog.create_volume(store, "image", BLOCK)
+
+    with sources.opened(disk, "raw") as source, pytest.raises(AlreadyThereError):
+        import_from(store, "image", Meanwhile(source, 100), {}, nothing)
+    assert [item.kind for item in catalog.items(store)] == ["volume"]
+
+
+def test_an_image_has_the_name_of_its_content(store: Store, disk: Path) -> None:
+    take(store, "image", disk)
+    data = disk.read_bytes()
+    expected = root_of(digest_of(memoryview(data[at : at + BLOCK])) for at in range(0, len(data), BLOCK))
+    assert root_of_map(store.read_map("image")) == expected
+    catalog.create_volume(store, "empty", 3 * BLOCK)
+    assert root_of_map(store.read_map("empty")) == root_of([None] * 3)

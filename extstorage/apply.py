@@ -159,11 +159,16 @@ def grow(site: Site, plan: GrowPlan) -> None:
         session.grow(plan.size)
 
 
-def snapshot(site: Site, plan: SnapshotPlan) -> None:
-    """Of a volume in use, its server does it between two requests; else we do it here."""
+def snapshot(site: Site, plan: SnapshotPlan, facts: Info | None = None) -> None:
+    """Of a volume in use, its server does it between two requests; else we do it here.
+
+    `facts` are what is kept beside it, if that is not to be what is kept beside the volume.
+    """
     if plan.replace:
         _remove_old_snapshot(site, plan)
-    facts = Info(created=time.time(), origin=plan.volume, properties=properties(site, plan.volume, plan.store))
+    if facts is None:
+        kept = properties(site, plan.volume, plan.store)
+        facts = Info(created=time.time(), origin=plan.volume, properties=kept)
     if servers.is_running(site, plan.volume):
         control.call(site.directory(plan.volume), plan.volume, "snapshot", name=plan.name, facts=facts._asdict())
         return

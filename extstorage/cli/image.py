@@ -3,23 +3,27 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extstorage.cli.group import Group, Options
-from extstorage.cli.items import add_listing, add_removal, add_showing
-from extstorage.cli.output import Meter
+from extstorage.cli.group import Group, Options, argument
+from extstorage.cli.items import add_listing, add_removal, add_showing, volumes
+from extstorage.cli.output import Meter, print_json
 from extstorage.cli.place import here
 from ganeti_plugin.containers import Format
 
 if TYPE_CHECKING:
+    import argparse
+
     from extstorage.cli.group import Commands
 
 
 def add(commands: Commands) -> None:
     group = Group(commands, "image", "disks to be cloned by new instances")
     _add_import(group)
+    _add_publish(group)
     add_listing(group, "image")
     add_showing(group, "image", "show", "show an image and its properties")
     add_removal(group, "image", "remove an image; its clones keep their data")
@@ -35,6 +39,10 @@ def _add_import(group: Group) -> None:
         choices=[kind.value for kind in Format],
         help="what the file is; it is checked, never guessed (default: %(default)s)",
     )
+    _add_properties(parser)
+
+
+def _add_properties(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         *("--property", "-p"),
         action="append",
@@ -42,6 +50,30 @@ def _add_import(group: Group) -> None:
         metavar="NAME=VALUE",
         help="a property of the image for snf-image, such as OSFAMILY=linux; may be repeated",
     )
+
+
+def _add_publish(group: Group) -> None:
+    parser = group.add("publish", "make a golden image of an instance's disk, also while it runs", _publish, json=True)
+    argument(parser, "source", "INSTANCE or INSTANCE:DISK, or a volume, snapshot or image", volumes)
+    parser.add_argument("name", help="the name of the image; an instance is cloned with origin=NAME")
+    _add_properties(parser)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--keep-logins", action="store_true", help="leave passwords and ssh keys of accounts as they are")
+    how.add_argument("--as-is", action="store_true", help="remove nothing, not even ssh host keys and the machine id")
+
+
+def _publish(options: Options) -> None:
+    from extstorage import publish
+    from extstorage.images import parse_properties
+
+    properties = parse_properties(options.property)
+    wanted = publish.Wanted(options.source, options.name, properties, options.as_is, options.keep_logins)
+    began = time.monotonic()
+    made = publish.publish(here(options), wanted, lambda text: print(f"{options.name}: {text}", file=sys.stderr))
+    if options.json:
+        print_json(made)
+        return
+    print(f"{options.name}: published in {time.monotonic() - began:.1f} s")
 
 
 def _import(options: Options) -> None:

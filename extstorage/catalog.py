@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """What there is in a store, and how volumes, snapshots and images come and go. Everything here is a matter of maps.
 
-Each change runs under the store's lock, so that no block is collected between the moment that a map is read and the
-moment that its copy is written.
+Each change runs under the store's lock, so that names of layers are never copied while the collection (gc.py) takes its
+last look.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from extstorage import maps
@@ -21,7 +20,7 @@ from extstorage.errors import (
     SmallerThanOriginError,
     UnknownOriginError,
 )
-from extstorage.maps import DEPTH, Source, VolumeMap
+from extstorage.maps import Source, VolumeMap
 from extstorage.names import MEBIBYTE, check_name, check_size
 from extstorage.store import Info, Store
 from ganeti_plugin.log import info, warning
@@ -116,9 +115,10 @@ def _has_cname(store: Store, name: str, cname: str) -> bool:
 
 
 def remove(store: Store, name: str) -> int:
-    """Remove a volume, snapshot or image, and free the blocks that only it had; answers with the bytes freed.
+    """Remove a volume, snapshot or image; answers with the bytes freed, which are those that only a volume had.
 
-    Removing what is not there is success. Raises HeldError when a server uses it.
+    What other maps may share is left to the collection. Removing what is not there is success. Raises HeldError when
+    a server uses it.
     """
     check_name(name)
     with store.locked():
@@ -126,57 +126,24 @@ def remove(store: Store, name: str) -> int:
             return 0
         lock = store.lock_volume(name)
         try:
-            try:
-                before = store.read_heads(name)
-                suspects = {*before.sources, before.current}
-            except BrokenError as error:
-                warning("%s; removing it all the same", error)
-                suspects = set()
+            own = _own_layer(store, name)
             store.remove(name)
         finally:
             lock.release()
-        freed = collect(store, suspects)
+    # Not under the lock: a large layer takes time. No map can name it again.
+    freed = store.remove_layer(own) if own else 0
     info("%s: removed, %d MiB freed", name, freed // MEBIBYTE)
     return freed
 
 
-def collect(store: Store, suspects: Iterable[Source]) -> int:
-    """Free the layers that no map names, and, of the layers in `suspects`, the blocks that no map names.
-
-    Called with the store's lock held. Every map must be readable: with a broken one, nothing can be called garbage.
-    """
-    heads: dict[str, VolumeMap] = {}
+def _own_layer(store: Store, name: str) -> Source | None:
+    """The layer that nobody but this volume has: what it wrote since its last snapshot."""
     try:
-        heads = {name: store.read_heads(name) for name in store.names()}
+        head = store.read_heads(name)
     except BrokenError as error:
-        warning("%s; no space is freed until it is removed or repaired", error)
-        return 0
-    current = {head.current for head in heads.values() if not head.read_only}
-    live = current | {source for head in heads.values() for source in head.sources}
-    freed = sum(store.remove_layer(source) for source in list(store.layers()) if source not in live)
-    partial = {source for source in suspects if source in live and source not in current}
-    if partial:
-        freed += _free_blocks(store, heads, partial)
-    return freed
-
-
-def _free_blocks(store: Store, heads: Mapping[str, VolumeMap], suspects: set[Source]) -> int:
-    keep: dict[Source, set[int]] = {source: set() for source in suspects}
-    try:
-        for name, head in heads.items():
-            if not suspects.isdisjoint(head.sources):
-                _mark(store.read_map(name), keep)
-    except BrokenError as error:
-        warning("%s; no space is freed until it is removed or repaired", error)
-        return 0
-    return sum(store.free_blocks(source, frozenset(indexes)) for source, indexes in keep.items())
-
-
-def _mark(volume_map: VolumeMap, keep: Mapping[Source, set[int]]) -> None:
-    wanted = {number: keep[source] for number, source in enumerate(volume_map.sources, 1) if source in keep}
-    for position, number in enumerate(volume_map.entries):
-        if number in wanted:
-            wanted[number].add(position // DEPTH)
+        warning("%s; removing it all the same", error)
+        return None
+    return None if head.read_only else head.current
 
 
 def items(store: Store, *kinds: str) -> list[Item]:

@@ -52,6 +52,12 @@ class HeldError(StateError):
     hint = "it must be closed or detached there first"
 
 
+class BusyError(StateError):
+    """Work of which there is one at a time is being done by somebody else."""
+
+    template = "another {work} is running in the store {store}"
+
+
 class NotOpenError(StateError):
     template = "the volume {name!r} was closed here; open it before writing"
 

@@ -3,6 +3,7 @@
 
     store.json                   what this is: version and identity
     lock                         flock(2): the lock of the whole store
+    WORK.lock                    flock(2): held by work of which there is one at a time, such as gc
     maps/NAME/map                the map (maps.py); replaced atomically
     maps/NAME/info.json          facts: origin, properties, ...
     maps/NAME/lock               flock(2): the lock of the volume; its content names the holder
@@ -32,16 +33,16 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from extstorage import maps
-from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, HeldError, NoSuchVolumeError
+from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, BusyError, HeldError, NoSuchVolumeError
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
 from extstorage.pages import FULL, RECORD, from_record, to_record
 from extstorage.store import Holder, Info, Space
-from ganeti_plugin.files import fsync_directory, locked, remove, write_atomically
+from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, write_atomically
 
 VERSION = 2
 STORE_FILE = "store.json"
@@ -52,6 +53,8 @@ LOCK_TIMEOUT = 60.0
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _NO_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS)
 _MAP_LIMIT = 1 << 30
+_DAY = 86400
+_ATTEMPTS = 8
 _ZEROS = bytes(1 << 20)
 
 #: A record of 128 + 4 bytes never lies across a sector's end, so that a dying machine writes it whole or not at all.
@@ -147,15 +150,15 @@ class ContentFile(_FileRange):
 class FileLayer(_FileRange):
     """One layer: a sparse data file and its page bitmaps."""
 
-    def __init__(self, base: Path, writable: bool) -> None:
-        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+    def __init__(self, base: Path, writable: bool, *, make: bool) -> None:
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if make else 0)
         self._base = base
         self._pages = -1
-        if writable:
+        if make:
             base.parent.mkdir(mode=0o750, exist_ok=True)
         super().__init__(f"{base}.data", flags)
         self._pages = os.open(f"{base}.pages", flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
-        if writable:
+        if make:
             fsync_directory(base.parent)
             fsync_directory(base.parent.parent)
 
@@ -232,11 +235,20 @@ class FileLayer(_FileRange):
             os.pwrite(self._pages, record + _checksum(record, index), index * _STRIDE)
         os.fdatasync(self._pages)
 
-    def free_blocks(self, keep: frozenset[int]) -> int:
+    def free_blocks(self, keep: Container[int]) -> int:
+        """Where holes can't be made, nothing is freed."""
         before = self.used()
-        for index in range(-(-os.fstat(self._data).st_size // BLOCK)):
-            if index not in keep:
-                self.punch(index, 0, BLOCK, None)
+        end = os.fstat(self._data).st_size
+        position = self._seek(0, os.SEEK_DATA, end)
+        try:
+            while position < end:
+                index = position // BLOCK
+                if index not in keep:
+                    _fallocate(self._data, _PUNCH_HOLE_KEEP_SIZE, index * BLOCK, BLOCK)
+                position = self._seek((index + 1) * BLOCK, os.SEEK_DATA, end)
+        except OSError as error:
+            if error.errno not in _NO_PUNCH:
+                raise
         return max(0, before - self.used())
 
     def used(self) -> int:
@@ -387,6 +399,26 @@ class FilesStore:
         with locked(self._directory / "lock", timeout=LOCK_TIMEOUT, mode=FILE_MODE):
             yield
 
+    @contextlib.contextmanager
+    def only_one(self, work: str) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self._directory / f"{work}.lock", timeout=0, mode=FILE_MODE))
+            except LockedError:
+                raise BusyError(work=work, store=self.title) from None
+            yield
+
+    def tidy(self) -> int:
+        """A new content block that nobody gave its name for a day belongs to an import that was killed."""
+        old = time.time() - _DAY
+        left = [path for path in self._maps.iterdir() if path.name.startswith((".new-", ".gone-"))]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        contents = [path for path in (self._content / "new").iterdir() if path.stat().st_mtime < old]
+        for path in contents:
+            remove(path)
+        return len(left) + len(contents)
+
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> FileLock:
         if not self.exists(name):
             raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title)
@@ -416,16 +448,26 @@ class FilesStore:
         try:
             if source.is_content:
                 return ContentFile(self._content_path(source.owner))
-            return FileLayer(self._base(source), writable)
+            if writable:
+                return self._made_layer(source)
+            return FileLayer(self._base(source), False, make=False)
         except FileNotFoundError as error:
             raise BrokenError(path=str(error.filename), reason="the data of a layer is missing") from None
 
+    def _made_layer(self, source: Source) -> FileLayer:
+        """A collection that removes the owner's last other layer removes the folder too, perhaps under our feet."""
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(FileNotFoundError):
+                return FileLayer(self._base(source), True, make=True)
+        return FileLayer(self._base(source), True, make=True)
+
     def layers(self) -> Iterator[Source]:
         for folder in sorted(os.listdir(self._data)):
-            for name in sorted(os.listdir(self._data / folder)):
-                stem, dot, kind = name.partition(".")
-                if kind == "data" and dot:
-                    yield Source(bytes.fromhex(folder), int(stem, 16))
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                for name in sorted(os.listdir(self._data / folder)):
+                    stem, dot, kind = name.partition(".")
+                    if kind == "data" and dot:
+                        yield Source(bytes.fromhex(folder), int(stem, 16))
 
     def remove_layer(self, source: Source) -> int:
         freed = self.used(source)
@@ -436,8 +478,11 @@ class FilesStore:
             os.rmdir(self._base(source).parent)
         return freed
 
-    def free_blocks(self, source: Source, keep: frozenset[int]) -> int:
-        return FileLayer(self._base(source), True).free_blocks(keep)
+    def free_blocks(self, source: Source, keep: Container[int]) -> int:
+        try:
+            return FileLayer(self._base(source), True, make=False).free_blocks(keep)
+        except FileNotFoundError:
+            return 0
 
     def used(self, source: Source) -> int:
         total = 0

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from random import Random
 
 from extstorage import maps
-from extstorage.errors import AlreadyThereError, BrokenError, HeldError, NoSuchVolumeError
+from extstorage.errors import AlreadyThereError, BrokenError, BusyError, HeldError, NoSuchVolumeError
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
 from extstorage.pages import FULL
@@ -93,7 +93,7 @@ class MemoryLayer:
         assert not self._atomic
         self._owned.update(pages)
 
-    def free_blocks(self, keep: frozenset[int]) -> int:
+    def free_blocks(self, keep: Container[int]) -> int:
         gone = [page for page in self._pages if page * PAGE // BLOCK not in keep]
         for page in gone:
             del self._pages[page]
@@ -155,6 +155,7 @@ class MemoryStore:
         self._layers: dict[Source, MemoryLayer] = {}
         self._locks: dict[str, list[MemoryLock]] = {}
         self._requests: set[str] = set()
+        self._works: set[str] = set()
         self._mutex = threading.Lock()
 
     def die(self, chance: Random) -> None:
@@ -225,6 +226,19 @@ class MemoryStore:
         with self._mutex:
             yield
 
+    @contextlib.contextmanager
+    def only_one(self, work: str) -> Iterator[None]:
+        if work in self._works:
+            raise BusyError(work=work, store=self.title)
+        self._works.add(work)
+        try:
+            yield
+        finally:
+            self._works.remove(work)
+
+    def tidy(self) -> int:
+        return 0
+
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> MemoryLock:
         self._bytes(name)
         held = [lock for lock in self._locks.get(name, []) if not lock.released]
@@ -265,7 +279,7 @@ class MemoryStore:
     def remove_layer(self, source: Source) -> int:
         return self._layers.pop(source, MemoryLayer()).used()
 
-    def free_blocks(self, source: Source, keep: frozenset[int]) -> int:
+    def free_blocks(self, source: Source, keep: Container[int]) -> int:
         return self._layers[source].free_blocks(keep)
 
     def used(self, source: Source) -> int:

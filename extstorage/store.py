@@ -14,7 +14,7 @@ the bitmap that says which pages are there. The rules that `volume.py` relies on
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -134,7 +134,13 @@ class Store(Protocol):
     def rename(self, old: str, new: str) -> None: ...
 
     def locked(self) -> AbstractContextManager[None]:
-        """The lock of the whole store: held while names come and go, and while blocks are collected."""
+        """The lock of the whole store: held while names come and go."""
+
+    def only_one(self, work: str) -> AbstractContextManager[None]:
+        """Held during work of which there is one at a time, such as a collection; raises BusyError at once."""
+
+    def tidy(self) -> int:
+        """Remove what killed creations and removals left; answers with how many there were. Needs the store's lock."""
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> VolumeLock:
         """Raises HeldError when somebody else has it: at once if they are known to live, else after `patience`."""
@@ -154,8 +160,11 @@ class Store(Protocol):
     def remove_layer(self, source: Source) -> int:
         """Answers with the bytes freed."""
 
-    def free_blocks(self, source: Source, keep: frozenset[int]) -> int:
-        """Give back the blocks of a layer that are not in `keep`; answers with the bytes freed."""
+    def free_blocks(self, source: Source, keep: Container[int]) -> int:
+        """Give back the blocks of a frozen layer that are not in `keep`; answers with the bytes freed.
+
+        Done again, it frees nothing and costs little.
+        """
 
     def used(self, source: Source) -> int:
         """The bytes that a layer occupies."""

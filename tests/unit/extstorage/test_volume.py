@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from extstorage import catalog
+from extstorage import catalog, gc
 from extstorage.files_store import create_store
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
@@ -159,6 +159,7 @@ class Bench:
             name = self.random.choice(sorted(self.templates))
             catalog.remove(self.world.store, name)
             del self.templates[name]
+            gc.collect(self.world.store)
 
     def rebase(self) -> None:
         """Throw the volume away and go on with a clone of one of its snapshots, perhaps a larger one."""
@@ -240,6 +241,7 @@ def drive(bench: Bench, actions: list[str]) -> None:
     bench.session.shutdown()
     for name in bench.world.store.names():
         catalog.remove(bench.world.store, name)
+    gc.collect(bench.world.store)
     assert list(bench.world.store.layers()) == []
 
 

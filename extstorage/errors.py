@@ -91,6 +91,17 @@ class UnreachableStoreError(StateError):
     template = "the store {name!r} can't be used: {reason}"
 
 
+class FullStoreError(StateError):
+    template = "the store {store} is full"
+    hint = "remove volumes and snapshots that nobody needs and run 'archipelago gc', or give it more space"
+
+
+class FencedClientError(StateError):
+    """The store refuses this process for good: somebody took it for dead."""
+
+    template = "the store {store} has shut this process out: it was silent for so long that others took over"
+
+
 class ServerError(StateError):
     """The server of an attached volume refused or does not answer."""
 

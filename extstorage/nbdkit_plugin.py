@@ -26,7 +26,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import nbdkit
 
 from extstorage import control, names, stores
-from extstorage.errors import BrokenError, FencedError, HeldError, NotOpenError, ReadOnlyError
+from extstorage.errors import (
+    BrokenError,
+    FencedClientError,
+    FencedError,
+    FullStoreError,
+    HeldError,
+    NotOpenError,
+    ReadOnlyError,
+)
 from extstorage.session import Mode, Session
 from extstorage.store import Info
 from ganeti_plugin import config as configuration
@@ -44,6 +52,8 @@ _ERRNO: Mapping[type[Error], int] = {
     NotOpenError: errno.EPERM,
     HeldError: errno.EPERM,
     FencedError: errno.ESHUTDOWN,
+    FencedClientError: errno.ESHUTDOWN,
+    FullStoreError: errno.ENOSPC,
     BrokenError: errno.EIO,
 }
 
@@ -65,7 +75,9 @@ class Server:
     def load(self) -> None:
         """Open the volume in the mode in which a predecessor left it."""
         try:
-            self.session = Session(stores.open_store(self.place()), self.settings["volume"], self.run)
+            # No deadline: a guest waits for its disk, and a write whose fate is unknown can't be answered.
+            store = stores.open_store(self.place(), deadline=0)
+            self.session = Session(store, self.settings["volume"], self.run)
             self.session.resume()
         except Error as error:
             self.fault = str(error)

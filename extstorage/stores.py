@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from extstorage.errors import BadStoreError, BadStoreSpecError, NoSuchStoreError
+from extstorage.errors import BadStoreSpecError, NoSuchStoreError
 from extstorage.names import is_store_name
 from extstorage.store import Store
 
@@ -23,6 +23,9 @@ HOME = Path("/var/lib/snf-archipelago/store")
 
 #: In each attached volume's directory under /run: the name of the store that it is in.
 STORE_FILE = "store"
+
+#: Seconds: a script of Ganeti's may take 900, and a person at a terminal gives up long before.
+DEADLINE = 60.0
 
 _RADOS_OPTIONS = ("conf", "user", "keyring", "lease")
 
@@ -111,14 +114,20 @@ def parse_options(text: str, query: str, known: tuple[str, ...]) -> dict[str, st
     return options
 
 
-def open_store(spec: Spec, make: bool = False) -> Store:
+def open_store(spec: Spec, make: bool = False, *, deadline: float = DEADLINE) -> Store:
     """Open a store; with `make`, an empty one is made where there is none. Raises BadStoreError when it can't be.
+
+    `deadline`: seconds for one operation of a store in a network; 0 waits for it as a guest waits for its disk.
 
     The package's own directory needs no `make`: its store is made when it is first used. Elsewhere an empty directory
     may be the place where a file system is not mounted, and volumes that are only out of sight must not seem removed.
     """
     if isinstance(spec, RadosSpec):
-        raise BadStoreError(path=spec, reason="stores in RADOS are not supported")
+        from extstorage import rados_store
+
+        if make:
+            return rados_store.create_store(spec, deadline=deadline)
+        return rados_store.open_store(spec, deadline=deadline)
     from extstorage import files_store
 
     if make or (spec.directory == HOME and not (HOME / files_store.STORE_FILE).exists()):

@@ -47,6 +47,7 @@ THIRD_PARTY: Mapping[str, str] = {
     "argcomplete": "extstorage/cli/completion.py",
     "nbd": "extstorage/nbd_reader.py",
     "nbdkit": "extstorage/nbdkit_plugin.py",
+    "rados": "extstorage/rados_pool.py",
 }
 
 #: Calls that start or become a program, by module. (Types, such as subprocess.Popen in an annotation, are no calls.)

@@ -24,7 +24,7 @@ BASE = (
     *("ca-certificates", "linux-image-cloud-amd64", "initramfs-tools", "zstd", "python3"),
 )
 
-#: For the tests that run inside of nodes.
+#: For the tests that run inside of nodes; they also start a Ceph (tests/real/extstorage/ceph.py).
 TOOLS = (
     *("python3-pytest", "python3-pytest-timeout", "python3-hypothesis", "python3-libnbd", "python3-scapy"),
     *("qemu-utils", "qemu-system-x86", "busybox-static", "tcpdump", "fio", "socat", "e2fsprogs", "fdisk", "strace"),
@@ -41,7 +41,7 @@ class Extra:
     ceph: bool
 
     def packages(self) -> tuple[str, ...]:
-        return (*(TOOLS if self.tools else ()), *(ceph.PACKAGES if self.ceph else ()))
+        return (*(TOOLS if self.tools else ()), *(ceph.PACKAGES if self.tools or self.ceph else ()))
 
     def suffix(self) -> str:
         return f"{'-tools' if self.tools else ''}{'-ceph' if self.ceph else ''}"

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the parts of the RADOS store tell each other; without python3-rados, so that everybody can import it."""
+
+from __future__ import annotations
+
+from extstorage.errors import FencedClientError
+from ganeti_plugin.errors import IntegrityError, StateError
+
+
+class NoObjectError(IntegrityError):
+    template = "{store}: the object {key!r} is missing"
+
+
+class NoAttributeError(IntegrityError):
+    template = "{store}: the object {key!r} lacks an attribute"
+
+
+class ChangedObjectError(StateError):
+    """A condition of a `Change` did not hold, so that nothing was changed."""
+
+    template = "{store}: somebody else changed the object {key!r}"
+
+
+class RadosError(StateError):
+    template = "{store}: {key}: {reason}"
+
+
+class LostLockError(FencedClientError):
+    template = "the lock {key} was taken over by somebody else"

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Pages in RADOS: an object for each block, which knows by itself which of its pages are owned and which are zeros.
+
+    layers                      table: which layers there are, entered before anything of them is made
+    index.OWNER.EPOCH           one byte for each block: 0 = no object, 1 = may be there, 2 = was seen
+    data.OWNER.EPOCH.INDEX      a block; its attribute `pages` has the owned pages, those that are zeros, and a CRC-32
+
+Data and attribute change in one operation, so there is nothing that could disagree after a death. A zero page is known
+from the attribute alone: it is not read, and holes are exact. The byte in the index is set before a block's first
+write, so no object is ever out of the index's sight; bytes, not bits, because writers of neighbours need not agree.
+A byte 1 may be the trace of a death before the object was made, so `present` looks, and makes it 2 or 0.
+"""
+
+# ruff: noqa: ARG002 - `store.py` prescribes the arguments
+
+from __future__ import annotations
+
+import struct
+import threading
+import zlib
+from collections.abc import Iterator, Mapping
+
+from extstorage.errors import BrokenError
+from extstorage.maps import Source
+from extstorage.names import BLOCK, LARGEST, PAGE
+from extstorage.pages import FULL, RECORD, from_record, mask_of, runs, to_record
+from extstorage.rados_errors import NoAttributeError, NoObjectError
+from extstorage.rados_pool import Change, Objects
+
+PAGES = "pages"
+LAYERS = "layers"
+
+_STRIPES = 64
+_MOST_BLOCKS = LARGEST // BLOCK
+_TAIL = struct.Struct("<II")
+_VERSION = 1
+
+_POSSIBLE = b"\x01"
+_SEEN = b"\x02"
+_NONE = b"\x00"
+
+
+def stem_of(source: Source) -> str:
+    return f"{source.owner.hex()}.{source.epoch:016x}"
+
+
+def source_of(stem: str) -> Source:
+    owner, _, epoch = stem.partition(".")
+    return Source(bytes.fromhex(owner), int(epoch, 16))
+
+
+def index_key(source: Source) -> str:
+    return f"index.{stem_of(source)}"
+
+
+def data_key(source: Source, index: int) -> str:
+    return f"data.{stem_of(source)}.{index:08x}"
+
+
+def encode_pages(key: str, owned: int, zeros: int) -> bytes:
+    body = to_record(owned) + (to_record(zeros) if zeros else b"")
+    return body + _TAIL.pack(_VERSION, zlib.crc32(body, zlib.crc32(key.encode())))
+
+
+def decode_pages(key: str, record: bytes) -> tuple[int, int]:
+    """(owned, zeros). The CRC covers the name: a record that got to another object is not believed."""
+    body, tail = record[: -_TAIL.size], record[-_TAIL.size :]
+    if len(body) not in (RECORD, 2 * RECORD) or len(tail) != _TAIL.size:
+        raise BrokenError(path=key, reason=f"its record of pages has {len(record)} bytes")
+    version, checksum = _TAIL.unpack(tail)
+    if version != _VERSION or checksum != zlib.crc32(body, zlib.crc32(key.encode())):
+        raise BrokenError(path=key, reason="its record of pages is damaged, or of another version")
+    owned = FULL if body.startswith(b"\xff" * RECORD) else from_record(body[:RECORD])
+    return owned, from_record(body[RECORD:])
+
+
+def read_pages(objects: Objects, key: str) -> tuple[int, int] | None:
+    """(owned, zeros) of a block; None if there is no such object."""
+    try:
+        return decode_pages(key, objects.attribute(key, PAGES))
+    except NoObjectError:
+        return None
+    except NoAttributeError:
+        return 0, 0  # a block that was being copied up when the writer died
+
+
+class RadosLayer:
+    """What one owner wrote in one epoch. `entries`, the index, is there for the one who writes."""
+
+    def __init__(self, objects: Objects, source: Source, entries: bytes = b"") -> None:
+        self._objects = objects
+        self._source = source
+        self._stem = f"data.{stem_of(source)}."
+        self._indexed = bytearray(entries)
+        self._growing = threading.Lock()
+        # The zero pages of the blocks that were read or written so far; where there are any, also the owned ones.
+        self._zeros: dict[int, int] = {}
+        self._owned: dict[int, int] = {}
+        self._stripes = tuple(threading.Lock() for _ in range(_STRIPES))
+
+    def _key(self, index: int) -> str:
+        return f"{self._stem}{index:08x}"
+
+    def _zeros_of(self, index: int) -> int:
+        zeros = self._zeros.get(index)
+        if zeros is None:
+            self.load_pages(index)
+            zeros = self._zeros.get(index, 0)
+        return zeros
+
+    def load_pages(self, index: int) -> int:
+        owned, zeros = read_pages(self._objects, self._key(index)) or (0, 0)
+        self._know(index, owned, zeros)
+        return owned
+
+    def _know(self, index: int, owned: int, zeros: int) -> None:
+        if zeros:
+            self._owned[index] = owned
+        else:
+            self._owned.pop(index, None)
+        self._zeros[index] = zeros
+
+    def present(self) -> dict[int, int | None]:
+        """By the one who holds the volume: it settles which of the blocks that may be there are."""
+        entries = self._objects.read(index_key(self._source), _MOST_BLOCKS)
+        found: dict[int, int | None] = dict.fromkeys(i for i, entry in enumerate(entries) if entry == _SEEN[0])
+        possible = [index for index, entry in enumerate(entries) if entry == _POSSIBLE[0]]
+        if not possible:
+            return found
+        settled = Change()
+        keys = [self._key(index) for index in possible]
+        for index, pages in zip(possible, self._objects.parallel(self._look, keys), strict=True):
+            if pages is not None:
+                found[index] = pages[0]
+            settled.write(index, _NONE if pages is None else _SEEN)
+        self._objects.apply(index_key(self._source), settled, force=True)
+        return found
+
+    def _look(self, key: str) -> tuple[int, int] | None:
+        return read_pages(self._objects, key)
+
+    # Reading.
+
+    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
+        if self._zeros.get(index) == 0:
+            self._read(index, offset, buffer)
+            return
+        zeros = self._zeros_of(index)
+        end = offset + len(buffer)
+        for first, stop, is_zero in runs(zeros, offset // PAGE, -(-end // PAGE)):
+            start, finish = max(offset, first * PAGE), min(end, stop * PAGE)
+            part = buffer[start - offset : finish - offset]
+            if is_zero:
+                part[:] = bytes(len(part))
+            else:
+                self._read(index, start, part)
+
+    def _read(self, index: int, offset: int, buffer: memoryview) -> None:
+        key = self._key(index)
+        try:
+            data = self._objects.read(key, len(buffer), offset)
+        except NoObjectError:
+            raise BrokenError(path=key, reason="the object is missing") from None
+        if len(data) < len(buffer):
+            buffer[len(data) :] = bytes(len(buffer) - len(data))
+        buffer[: len(data)] = data
+
+    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        end = offset + length
+        for first, stop, is_zero in runs(self._zeros_of(index), offset // PAGE, -(-end // PAGE)):
+            yield min(end, stop * PAGE) - max(offset, first * PAGE), is_zero
+
+    def prefetch(self, index: int, offset: int, length: int) -> None:
+        """There is no cache to fill."""
+
+    # Writing.
+
+    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
+        key = self._key(index)
+        wanted = mask_of(offset // PAGE, -(-(offset + len(data)) // PAGE))
+        if pages is None and self._indexed[index : index + 1] > _NONE and not self._zeros_of(index) & wanted:
+            self._objects.write(key, offset, data)
+            # A discard of the same pages may have come in between; then its mark is wrong now.
+            if not self._zeros.get(index, wanted) & wanted:
+                return
+        self._enter(index)
+        with self._stripes[index % _STRIPES]:
+            zeros = self._zeros_of(index)
+            if zeros & wanted:
+                offset, data = _with_whole_pages(offset, data, zeros & wanted)
+            self._change(index, Change().write(offset, data), pages, zeros & ~wanted)
+
+    def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
+        """Whole pages, except at the end of the volume."""
+        self._enter(index)
+        with self._stripes[index % _STRIPES]:
+            zeros = self._zeros_of(index)
+            self._zeros[index] = zeros | mask_of(offset // PAGE, -(-(offset + length) // PAGE))
+            change = Change()
+            if offset + length >= BLOCK:
+                change.touch().truncate(offset)
+            else:
+                change.touch().zero(offset, length)
+            self._change(index, change, pages, self._zeros[index])
+
+    def _enter(self, index: int) -> None:
+        """Have the block in the index before its object is made."""
+        if self._indexed[index : index + 1] > _NONE:
+            return
+        self._objects.apply(index_key(self._source), Change().write(index, _POSSIBLE))
+        with self._growing:
+            self._indexed.extend(bytes(max(0, index + 1 - len(self._indexed))))
+            self._indexed[index] = _POSSIBLE[0]
+        self._zeros.setdefault(index, 0)
+
+    def _change(self, index: int, change: Change, pages: int | None, zeros: int) -> None:
+        """Apply a change together with the pages that the block has afterwards; the block's stripe is locked."""
+        key = self._key(index)
+        try:
+            if pages is None:
+                pages = self._owned.get(index)
+            if pages is None:
+                pages = (read_pages(self._objects, key) or (0, 0))[0]
+            self._objects.apply(key, change.set_attribute(PAGES, encode_pages(key, pages, zeros)))
+        except BaseException:
+            # Done or not: the store knows.
+            self._owned.pop(index, None)
+            self._zeros.pop(index, None)
+            raise
+        self._know(index, pages, zeros)
+
+    def sync(self) -> None:
+        """Every write was durable when it was acknowledged."""
+
+    def save_pages(self, pages: Mapping[int, int]) -> None:
+        """Kept with the data."""
+        assert not pages
+
+
+def _with_whole_pages(offset: int, data: memoryview, zeros: int) -> tuple[int, memoryview]:
+    """Fill the first and the last page up with zeros where they were zero pages: the object may hold old rests."""
+    end = offset + len(data)
+    first, last = offset // PAGE, (end - 1) // PAGE
+    start = first * PAGE if zeros >> first & 1 else offset
+    stop = (last + 1) * PAGE if zeros >> last & 1 else end
+    if (start, stop) == (offset, end):
+        return offset, data
+    return start, memoryview(bytes(offset - start) + bytes(data) + bytes(stop - end))
+
+
+class ContentBlock:
+    """An immutable block, named by the digest of its bytes; it may be shorter than a block."""
+
+    def __init__(self, objects: Objects, key: str) -> None:
+        self._objects = objects
+        self._key = key
+        self._size = -1
+
+    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
+        try:
+            data = self._objects.read(self._key, len(buffer), offset)
+        except NoObjectError:
+            raise BrokenError(path=self._key, reason="the content block is missing") from None
+        if len(data) < len(buffer):
+            buffer[len(data) :] = bytes(len(buffer) - len(data))
+        buffer[: len(data)] = data
+
+    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        if self._size < 0:
+            try:
+                self._size = self._objects.size(self._key)
+            except NoObjectError:
+                raise BrokenError(path=self._key, reason="the content block is missing") from None
+        full = max(0, min(length, -(-self._size // PAGE) * PAGE - offset))
+        if full:
+            yield full, False
+        if length > full:
+            yield length - full, True
+
+    def prefetch(self, index: int, offset: int, length: int) -> None:
+        """There is no cache to fill."""
+
+    def load_pages(self, index: int) -> int:
+        return FULL
+
+    def present(self) -> dict[int, int | None]:
+        return {0: FULL}
+
+    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
+        raise BrokenError(path=self._key, reason="a content block never changes")
+
+    def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
+        raise BrokenError(path=self._key, reason="a content block never changes")
+
+    def sync(self) -> None:
+        """Nothing is written here."""
+
+    def save_pages(self, pages: Mapping[int, int]) -> None:
+        """Nothing is written here."""
+
+
+def open_layer(objects: Objects, source: Source) -> RadosLayer:
+    """For reading. Raises BrokenError when there is no such layer."""
+    key = index_key(source)
+    try:
+        objects.size(key)
+    except NoObjectError:
+        raise BrokenError(path=key, reason="the data of a layer is missing") from None
+    return RadosLayer(objects, source)
+
+
+def make_layer(objects: Objects, source: Source) -> RadosLayer:
+    """For writing; made if it is not there."""
+    key = index_key(source)
+    try:
+        entries = objects.read(key, _MOST_BLOCKS)
+    except NoObjectError:
+        objects.put_entry(LAYERS, stem_of(source), b"")
+        objects.apply(key, Change().touch())
+        entries = b""
+    return RadosLayer(objects, source, entries)
+
+
+def indexed(objects: Objects, source: Source) -> list[int]:
+    """The blocks that the layer may have."""
+    try:
+        entries = objects.read(index_key(source), _MOST_BLOCKS)
+    except NoObjectError:
+        return []
+    return [index for index, entry in enumerate(entries) if entry]

@@ -75,8 +75,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class _FileRange:
     """Reading one sparse file, whose descriptor closes when the last user lets go."""
 
+    _data = -1
+
     def __init__(self, path: str, flags: int) -> None:
-        self._data = -1
         self._data = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
 
     def __del__(self) -> None:
@@ -150,10 +151,11 @@ class ContentFile(_FileRange):
 class FileLayer(_FileRange):
     """One layer: a sparse data file and its page bitmaps."""
 
+    _pages = -1
+
     def __init__(self, base: Path, writable: bool, *, make: bool) -> None:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | (os.O_CREAT if make else 0)
         self._base = base
-        self._pages = -1
         if make:
             base.parent.mkdir(mode=0o750, exist_ok=True)
         super().__init__(f"{base}.data", flags)

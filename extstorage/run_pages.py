@@ -28,6 +28,8 @@ _TOKENS = "owner.json"
 class RunPages:
     """The marks of one layer."""
 
+    _descriptor = -1
+
     def __init__(self, directory: Path, source: Source) -> None:
         self._path = directory / f"{_PREFIX}{source.owner.hex()}-{source.epoch:016x}"
         forget(directory, keep=self._path.name)

@@ -7,6 +7,7 @@ operations over every store. A failure says the seed, the step, and what was don
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import threading
@@ -22,6 +23,7 @@ from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.model import Model
+from tests.datapath.tap import Killed, Reaper
 
 #: Few blocks, and tails of every kind: a sector, a page, a page and a sector, none.
 SIZES = (SECTOR, PAGE, 3 * PAGE + SECTOR, BLOCK, BLOCK + SECTOR, 2 * BLOCK - PAGE, 3 * BLOCK + 5 * PAGE + SECTOR)
@@ -48,6 +50,7 @@ WEIGHTS = {
     "reopen": 2,
     "restart": 2,
     "kill": 3,
+    "lose_power": 1,
     "hand_over": 2,
     "fail_to_hand_over": 1,
     "meddle": 1,
@@ -61,7 +64,10 @@ class World(Protocol):
         """The store as one more process opens it."""
 
     def kill(self, session: Session) -> None:
-        """The process with this session dies: its lock is free, and nothing else happened."""
+        """The process with this session dies: its lock is free, and nothing else happened.
+
+        A world that can lose what was not synced also has `lose_power(chance)`.
+        """
 
 
 class Disk:
@@ -72,7 +78,7 @@ class Disk:
         self.model = model
         self.runs = [directory / f"{name}.{node}" for node in (0, 1)]
         for run in self.runs:
-            run.mkdir(parents=True)
+            run.mkdir(parents=True, exist_ok=True)
         self.node = 0
         self.sessions: list[Session | None] = [None, None]
 
@@ -95,7 +101,10 @@ class Expected(NamedTuple):
 
 
 class Generator:
-    """See the module. `tell` hears what must be there, each time that it has changed."""
+    """See the module.
+
+    `tell` hears what must be there, each time that it has changed. With a `reaper`, all processes die now and then.
+    """
 
     lengths: Sequence[int] = LENGTHS
 
@@ -112,16 +121,34 @@ class Generator:
         self.done: deque[str] = deque(maxlen=LAST)
         self.count = 0
         self.tell = tell
+        self.reaper: Reaper | None = None
+        self.served: list[Session] = []
+        # What is being done: a request, a size that a volume gets, a name that comes or goes.
+        self.growing = 0
+        self.coming: dict[str, Model] = {}
+        self.going = ""
+        self.running: tuple[Disk, Callable[[Session | Model], None]] | None = None
 
     def run(self, steps: int) -> None:
         try:
             for _ in range(steps):
-                self.step()
+                if not self._survives(self.step):
+                    self.recover()
+            if self.reaper is not None:
+                self.reaper.revive()
             self.check()
             self.remove_all()
         except Exception as error:
             last = "\n  ".join(self.done)
             raise Failed(f"--seed={self.seed}, step {self.count}: {error!r}; the last steps:\n  {last}") from error
+
+    @staticmethod
+    def _survives(work: Callable[[], None]) -> bool:
+        try:
+            work()
+        except Killed:
+            return False
+        return True
 
     def step(self) -> None:
         self.count += 1
@@ -162,8 +189,14 @@ class Generator:
         offset, length = self._range(disk.model.size)
         data = self.random.randbytes(length)
         self._note(f"write {disk.name} {offset} {length}")
-        disk.session.write(memoryview(data), offset)
-        disk.model.write(data, offset)
+        self._request(disk, disk.session, writing(data, offset))
+
+    def _request(self, disk: Disk, session: Session, change: Callable[[Session | Model], None]) -> None:
+        """Change the volume and then the model; a death in between leaves `running`."""
+        self.running = disk, change
+        change(session)
+        self.running = None
+        change(disk.model)
 
     def read(self, disk: Disk) -> None:
         offset, length = self._range(disk.model.size)
@@ -173,14 +206,12 @@ class Generator:
     def zero(self, disk: Disk) -> None:
         offset, length = self._wide_range(disk.model.size)
         self._note(f"zero {disk.name} {offset} {length}")
-        disk.session.zero(offset, length)
-        disk.model.zero(offset, length)
+        self._request(disk, disk.session, lambda on: on.zero(offset, length))
 
     def discard(self, disk: Disk) -> None:
         offset, length = self._wide_range(disk.model.size)
         self._note(f"discard {disk.name} {offset} {length}")
-        disk.session.discard(offset, length)
-        disk.model.discard(offset, length)
+        self._request(disk, disk.session, lambda on: on.discard(offset, length))
 
     def _wide_range(self, size: int) -> tuple[int, int]:
         """Whole blocks too, which cost nothing here."""
@@ -218,23 +249,30 @@ class Generator:
         model = self.snapshots[origin] if origin else Model(self.random.choice(SIZES))
         size = model.size + (self.random.choice((0, 0, SECTOR, PAGE, BLOCK)) if origin else 0)
         self._note(f"new {name} of {size} from {origin!r}")
+        self.coming = {name: model.copy(size)}
         catalog.create_volume(self.store, name, size, origin=origin)
         disk = Disk(name, model.copy(size), self.directory)
         self.disks.append(disk)
         self._changed()
         self._start(disk)
 
+    def _serve(self, name: str, run: Path | None = None) -> Session:
+        session = Session(self.world.open(), name, run)
+        self.served = [*(old for old in self.served if old._lock is not None), session]
+        return session
+
     def _start(self, disk: Disk) -> None:
-        session = Session(self.world.open(), disk.name, disk.runs[disk.node])
+        session = self._serve(disk.name, disk.runs[disk.node])
+        disk.sessions[disk.node] = session
         session.resume()
         session.open(True)
-        disk.sessions[disk.node] = session
 
     def snapshot(self, disk: Disk) -> None:
         if len(self.snapshots) >= MOST_SNAPSHOTS:
             self.remove_snapshot(disk)
         name = f"snap{self.count}"
         self._note(f"snapshot {disk.name} {name}")
+        self.coming = {name: disk.model}
         disk.session.snapshot(name, Info(created=0.0))
         disk.model.flushed()
         self.snapshots[name] = disk.model.copy()
@@ -250,6 +288,7 @@ class Generator:
         if size > 6 * BLOCK:
             return
         self._note(f"grow {disk.name} to {size}")
+        self.growing = size
         disk.session.grow(size)
         disk.model.size = size
         disk.model.flushed()
@@ -257,6 +296,7 @@ class Generator:
     def remove_disk(self, disk: Disk) -> None:
         self._note(f"remove {disk.name}")
         disk.session.shutdown()
+        self.going = disk.name
         catalog.remove(self.store, disk.name)
         self.disks.remove(disk)
         self._changed()
@@ -271,6 +311,7 @@ class Generator:
         if self.snapshots:
             name = self.random.choice(sorted(self.snapshots))
             self._note(f"remove {name}")
+            self.going = name
             catalog.remove(self.store, name)
             del self.snapshots[name]
             self._changed()
@@ -296,10 +337,67 @@ class Generator:
         self.world.kill(disk.session)
         self._start(disk)
 
+    def recover(self) -> None:
+        """Everything that served, and whatever ran, was killed. All that was acknowledged is there."""
+        assert self.reaper is not None
+        self._note("killed all")
+        self.reaper.revive()
+        names = set(self.store.names())
+        holders = [session for session in self.served if session._lock is not None]
+        for session in holders:
+            self.world.kill(session)
+        for disk in list(self.disks):
+            self._recover_disk(disk, disk.name in names, holders)
+        for name in self.snapshots.keys() - names:
+            assert name == self.going, f"{name} is gone"
+            del self.snapshots[name]
+        for name in names - self.snapshots.keys() - {disk.name for disk in self.disks}:
+            reader = self._serve(name)
+            verify(reader, self.coming[name], name)
+            reader.shutdown()
+            catalog.remove(self.store, name)
+        self.reaper.aim(self.random.randrange(120))
+
+    def _recover_disk(self, disk: Disk, is_there: bool, holders: list[Session]) -> None:
+        """On the node where it was written last; the other one has nothing that counts."""
+        disk.node = next((node for node in (0, 1) if disk.sessions[node] in holders), disk.node)
+        disk.sessions = [None, None]
+        if not is_there:
+            assert disk.name == self.going, f"{disk.name} is gone"
+            self.disks.remove(disk)
+            return
+        self._start(disk)
+        models = [disk.model.copy()]
+        if self.running and self.running[0] is disk:
+            models.append(disk.model.copy())
+            self.running[1](models[1])
+            models[1].flushed()
+            self.running = None
+        if disk.session.size != disk.model.size:
+            assert disk.session.size == self.growing
+            disk.model.size = models[0].size = self.growing
+        settle(disk.session, models, disk.name)
+        disk.model.pages = models[0].pages
+
+    def lose_power(self, disk: Disk) -> None:
+        """All machines die at once: what was flushed is there, the rest is old or new."""
+        die = getattr(self.world, "lose_power", None)
+        if die is None:
+            return
+        self._note("lose power")
+        die(self.random)
+        for one in self.disks:
+            for run in one.runs:
+                shutil.rmtree(run)
+                run.mkdir()
+            self._start(one)
+            settle(one.session, [one.model], one.name)
+            one.model.flushed()
+
     def _begin_hand_over(self, disk: Disk) -> tuple[Session, Session]:
         """As Ganeti does before a live migration: both sides attached, both opened shared."""
         source = disk.session
-        target = Session(self.world.open(), disk.name, disk.runs[1 - disk.node])
+        target = self._serve(disk.name, disk.runs[1 - disk.node])
         target.resume()
         target.close()
         source.open(False)
@@ -309,13 +407,13 @@ class Generator:
     def hand_over(self, disk: Disk) -> None:
         self._note(f"migrate {disk.name}")
         source, target = self._begin_hand_over(disk)
+        disk.sessions[1 - disk.node] = target
         for side in (source, target, source, target) if self.random.random() < 0.5 else (target,):
             other = target if side is source else source
             offset, length = self._range(disk.model.size)
             data = self.random.randbytes(length)
             with polling(other):
-                side.write(memoryview(data), offset)
-                disk.model.write(data, offset)
+                self._request(disk, side, writing(data, offset))
                 self._changed()
                 assert read(side, 0, min(PAGE, disk.model.size)) == disk.model.read(0, min(PAGE, disk.model.size))
         source.close()
@@ -338,7 +436,7 @@ class Generator:
         self._note(f"meddle with {disk.name}")
         disk.session.flush()
         disk.model.flushed()
-        other = Session(self.world.open(), disk.name)
+        other = self._serve(disk.name)
         refuses(other, HeldError)
         offset, length = self._range(disk.model.size)
         assert read(other, offset, length) == disk.model.read(offset, length)
@@ -350,7 +448,7 @@ class Generator:
         if self.snapshots:
             name = self.random.choice(sorted(self.snapshots))
             self._note(f"check {name}")
-            reader = Session(self.world.open(), name)
+            reader = self._serve(name)
             refuses(reader, ReadOnlyError)
             verify(reader, self.snapshots[name], name)
             reader.shutdown()
@@ -360,7 +458,7 @@ class Generator:
             verify(disk.session, disk.model, disk.name)
             self.extents(disk)
         for name, model in self.snapshots.items():
-            reader = Session(self.world.open(), name)
+            reader = self._serve(name)
             verify(reader, model, name)
             reader.shutdown()
 
@@ -375,6 +473,10 @@ class Generator:
         assert list(self.store.layers()) == []
 
 
+def writing(data: bytes, offset: int) -> Callable[[Session | Model], None]:
+    return lambda on: on.write(memoryview(data), offset)
+
+
 class polling:  # noqa: N801 - reads as a statement
     """The other server's helper thread, which yields the lock when it is asked to."""
 
@@ -385,9 +487,10 @@ class polling:  # noqa: N801 - reads as a statement
 
     def _serve(self) -> None:
         deadline = time.monotonic() + 60
-        while not self._ended.is_set() and time.monotonic() < deadline:
-            self._session.poll()
-            time.sleep(0.002)
+        with contextlib.suppress(Killed):
+            while not self._ended.is_set() and time.monotonic() < deadline:
+                self._session.poll()
+                time.sleep(0.002)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -421,3 +524,25 @@ def verify(session: Session, model: Model, name: str) -> None:
         if found != expected:
             position = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
             raise AssertionError(f"{name} differs at byte {start + position}")
+
+
+def settle(session: Session, models: list[Model], name: str) -> None:
+    """Each page is as one of the models allows; the first learns what it is."""
+    for start in range(0, session.size, BLOCK):
+        length = min(BLOCK, session.size - start)
+        found = read(session, start, length)
+        if found == models[0].read(start, length):
+            continue
+        for at in range(start, start + length, PAGE):
+            page = found[at - start :][:PAGE]
+            allowed = [content for model in models for content in model.allowed(at // PAGE)]
+            assert is_one_of(page, allowed), f"page {at // PAGE} of {name} is wrong"
+            models[0].write(page, at)
+
+
+def is_one_of(page: bytes, allowed: list[bytes]) -> bool:
+    """Whether each sector of a page is as in one of the contents."""
+    if any(content.startswith(page) for content in allowed):
+        return True
+    sectors = range(0, len(page), SECTOR)
+    return all(page[at : at + SECTOR] in [one[at : at + SECTOR] for one in allowed] for at in sectors)

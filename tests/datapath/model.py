@@ -50,7 +50,8 @@ class Model:
         parts = (self.pages.get(page, ZEROS)[start : start + part] for page, start, part in self._cut(offset, length))
         return b"".join(parts)
 
-    def write(self, data: bytes, offset: int) -> None:
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        data = bytes(data)
         done = 0
         for page, inside, part in self._cut(offset, len(data)):
             old = self.pages.get(page, ZEROS)

@@ -60,14 +60,42 @@ class Killed(BaseException):
     """What a process feels that is killed: nothing. No handler of ordinary errors sees it."""
 
 
-class Tap:
-    """See the module. `allow` is asked before each change and may raise."""
+class Reaper:
+    """Kills at the change that is `left` changes away; from then on the process can change nothing, until `revive`."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, allow: Callable[[], None] = lambda: None) -> None:
+    def __init__(self) -> None:
+        self.left = -1
+        self.dead = False
+
+    def aim(self, left: int) -> None:
+        self.left = left
+
+    def revive(self) -> None:
+        self.dead = False
+        self.left = -1
+
+    def allow(self, about_to_die: Callable[[], None] = lambda: None) -> None:
+        """Called before each change; what it leaves half done is the caller's."""
+        self.check()
+        self.left -= 1
+        if self.left == -1:
+            about_to_die()
+            self.dead = True
+        self.check()
+
+    def check(self) -> None:
+        if self.dead:
+            raise Killed
+
+
+class Tap:
+    """See the module."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, reaper: Reaper | None = None) -> None:
         self.root = Node(True)
         self.events: list[Any] = []
         self._path = str(root)
-        self._allow = allow
+        self._reaper = reaper or Reaper()
         self._mutex = threading.RLock()
         self._nodes: dict[int, Node] = {}
         self._streams: set[Node] = set()
@@ -126,9 +154,10 @@ class Tap:
             return descriptor
         with self._mutex:
             node = self._find(parts)
+            self._reaper.check()
             changes = (node is None and flags & os.O_CREAT) or (node is not None and flags & os.O_TRUNC)
             if changes:
-                self._allow()
+                self._reaper.allow()
             descriptor = int(self._real["open"](path, flags, mode, dir_fd=dir_fd))
             if node is None:
                 node = Node(stat.S_ISDIR(os.fstat(descriptor).st_mode))
@@ -149,7 +178,9 @@ class Tap:
         with self._mutex:
             node = self._nodes.get(descriptor)
             if node is not None:
-                self._allow()
+                # A process may die in the middle of a long write, between two pages.
+                half = max(0, (offset + len(data) // 2) // PAGE * PAGE - offset)
+                self._reaper.allow(lambda: self._real["pwrite"](descriptor, data[:half], offset))
             count = int(self._real["pwrite"](descriptor, data, offset))
             if node is not None:
                 self._record(node, bytes(data[:count]), offset)
@@ -158,7 +189,7 @@ class Tap:
     def _write(self, descriptor: int, data: Any) -> int:
         node = self._nodes.get(descriptor)
         if node is not None:
-            self._allow()
+            self._reaper.allow()
             self._streams.add(node)
         return int(self._real["write"](descriptor, data))
 
@@ -187,7 +218,7 @@ class Tap:
         with self._mutex:
             node = self._nodes.get(descriptor)
             if node is not None:
-                self._allow()
+                self._reaper.allow()
             self._real["ftruncate"](descriptor, size)
             if node is not None and size != node.size:
                 self._resize(node, size)
@@ -195,7 +226,7 @@ class Tap:
     def _fallocate(self, descriptor: int, mode: int, offset: int, length: int) -> None:
         with self._mutex:
             node = self._nodes[descriptor]
-            self._allow()
+            self._reaper.allow()
             self._real["fallocate"](descriptor, mode, offset, length)
             first, end = offset // PAGE, (offset + length) // PAGE
             changed = {page: _ZEROS for page in node.pages if first <= page < end}
@@ -214,7 +245,7 @@ class Tap:
         with self._mutex:
             node = self._nodes.get(descriptor)
             if node is not None:
-                self._allow()
+                self._reaper.allow()
                 self._catch_up(node, f"/proc/self/fd/{descriptor}")
             self._real[how](descriptor)
             if node is not None:
@@ -229,7 +260,7 @@ class Tap:
         parts = self._parts(path, dir_fd)
         with self._mutex:
             if parts:
-                self._allow()
+                self._reaper.allow()
             self._real["mkdir"](path, mode, dir_fd=dir_fd)
             if parts:
                 self._names(self._parent(parts), (), ((parts[-1], Node(True)),))
@@ -240,12 +271,14 @@ class Tap:
             self._real["rename"](old, new)
             return
         with self._mutex:
-            self._allow()
+            self._reaper.allow()
             node, source, goal = self._find(parts), self._parent(parts), self._parent(target)
-            if node is not None:
-                self._catch_up(node, os.fspath(old))
+            if node is None:
+                # Made past `os`, such as by Path.write_text.
+                node = Node(False)
+                self._streams.add(node)
+            self._catch_up(node, os.fspath(old))
             self._real["rename"](old, new)
-            assert node is not None
             if source is goal:
                 self._names(source, (parts[-1],), ((target[-1], node),))
             else:
@@ -256,7 +289,7 @@ class Tap:
         parts = self._parts(path, dir_fd)
         with self._mutex:
             if parts:
-                self._allow()
+                self._reaper.allow()
             self._real[how](path, dir_fd=dir_fd)
             if parts:
                 self._names(self._parent(parts), (parts[-1],), ())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -12,13 +13,16 @@ from extstorage.memory_store import MemoryStore
 from extstorage.session import Session
 from extstorage.store import Store
 from tests.datapath.generator import Generator
+from tests.datapath.tap import Reaper, Tap
 
-STEPS = 1000
+STEPS = 800
 
 
 class MemoryWorld:
+    atomic = False
+
     def __init__(self, directory: Path) -> None:
-        self._store = MemoryStore()
+        self._store = MemoryStore(atomic=self.atomic)
 
     def open(self) -> Store:
         return self._store
@@ -26,6 +30,15 @@ class MemoryWorld:
     def kill(self, session: Session) -> None:
         assert session._lock is not None
         session._lock.release()
+
+    def lose_power(self, chance: Random) -> None:
+        self._store.die(chance)
+
+
+class AtomicWorld(MemoryWorld):
+    """Bitmaps change together with data, as in RADOS."""
+
+    atomic = True
 
 
 class FilesWorld:
@@ -41,9 +54,24 @@ class FilesWorld:
         session._lock.release()
 
 
-@pytest.mark.parametrize("world", [MemoryWorld, FilesWorld])
+@pytest.mark.parametrize("world", [MemoryWorld, AtomicWorld, FilesWorld])
 def test_everything_reads_as_the_model(tmp_path: Path, seeds: list[int], world: type[MemoryWorld | FilesWorld]) -> None:
     for seed in seeds:
         directory = tmp_path / str(seed)
         directory.mkdir()
         Generator(world(directory), directory / "run", seed).run(STEPS)
+
+
+def test_what_was_acknowledged_survives_the_death_of_the_process_at_any_change(
+    tmp_path: Path, seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in seeds:
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        with monkeypatch.context() as patch:
+            reaper = Reaper()
+            Tap(directory, patch, reaper)
+            generator = Generator(FilesWorld(directory), directory / "run", seed)
+            generator.reaper = reaper
+            reaper.aim(100)
+            generator.run(STEPS // 2)

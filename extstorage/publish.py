@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A golden image of a machine's disk: snapshot, clone, generalize the clone, keep its snapshot as the image.
+"""A golden image of a machine's disk: snapshot, clone, generalize the clone, keep its snapshot as the image, hash it.
 
 The machine may go on running: what it has on its disk at one point in time is copied by a map, and never written. The
 node does not look into the copy either: snf-image, which is no part of this provider, has its helper VM do that, and is
@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from extstorage import apply, catalog
+from extstorage import apply, catalog, hashing
 from extstorage.catalog import Item
 from extstorage.errors import AlreadyThereError, BadNameError
 from extstorage.names import LONGEST_NAME, check_name
@@ -99,11 +99,15 @@ def _publish(site: Site, wanted: Wanted, tell: Tell) -> Mapping[str, object]:
         apply.snapshot(site, SnapshotPlan(copy, wanted.name, replace=False, store=store_name), facts)
     finally:
         _remove(site, copy, store_name)
+    tell("naming its blocks by their content")
+    with apply.using_store(site, store_name) as store:
+        root = hashing.hash_snapshot(store, wanted.name, lambda _percent: None)
     return {
         "name": wanted.name,
         "source": source.name,
         "store": store_name,
         "size": source.size,
+        "hash": root.hex(),
         "properties": properties,
         "generalized": found,
     }

@@ -89,11 +89,20 @@ def _show(kind: str, options: Options) -> None:
     store_name = store_of(site, options, options.name, kind)
     with apply.using_store(site, store_name) as store:
         row = {"store": store_name, **_row(store, catalog.item(store, options.name, kind, kind))}
+        if kind != "volume":
+            row |= _hash(store, options.name)
     row |= _attachment(site, options.name)
     if options.json:
         print_json(row)
     else:
         print_facts(row)
+
+
+def _hash(store: Store, name: str) -> Mapping[str, object]:
+    from extstorage.content import root_of_map
+
+    root = root_of_map(store.read_map(name))
+    return {"hash": root.hex() if root else ""}
 
 
 def _attachment(site: Site, name: str) -> Mapping[str, object]:

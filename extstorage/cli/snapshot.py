@@ -6,8 +6,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
-from extstorage.cli.items import add_listing, add_removal, add_showing, volumes
+from extstorage.cli.items import add_listing, add_removal, add_showing, snapshots, volumes
+from extstorage.cli.output import Meter, print_json
 from extstorage.cli.place import here
+from extstorage.names import check_name
 
 if TYPE_CHECKING:
     from extstorage.cli.group import Commands
@@ -21,13 +23,29 @@ def add(commands: Commands) -> None:
     add_listing(group, "snapshot")
     add_showing(group, "snapshot", "show", "show a snapshot")
     add_removal(group, "snapshot", "remove a snapshot; clones keep their data")
+    parser = group.add("hash", "name a snapshot's or image's blocks by their content", _hash, json=True)
+    argument(parser, "name", "the snapshot or image", snapshots)
 
 
 def _create(options: Options) -> None:
     from extstorage import apply
-    from extstorage.names import check_name
     from extstorage.plan import SnapshotPlan
 
     volume, name = check_name(options.volume, "the volume name"), check_name(options.name, "the snapshot name")
     apply.snapshot(here(options), SnapshotPlan(volume, name, replace=False, store=options.store))
     print(f"{name}: snapshot of {volume} taken")
+
+
+def _hash(options: Options) -> None:
+    from extstorage import apply
+    from extstorage.hashing import hash_snapshot
+
+    site = here(options)
+    meter = Meter(options.name, "hashed")
+    with apply.using_store_of(site, check_name(options.name), options.store) as store:
+        root = hash_snapshot(store, options.name, meter)
+    meter.end()
+    if options.json:
+        print_json({"name": options.name, "hash": root.hex()})
+    else:
+        print(f"{options.name}: {root.hex()}")

@@ -244,6 +244,29 @@ def test_import_clone_and_remove(raw_image: Path, tmp_path: Path, kind: str) -> 
     assert traces(name) + traces(f"import-{name}") + traces(clone) == []
 
 
+def test_a_hashed_snapshot_shares_its_blocks_with_an_image(volume: str, raw_image: Path) -> None:
+    """The same content has the same name, however it came into the store."""
+    image, snapshot = f"image-{os.getpid()}", f"{volume[:8]}-hashed"
+    assert command("image", "import", image, raw_image).returncode == 0
+    subprocess.run(["nbdcopy", raw_image, uri(volume)], check=True)
+    assert command("snapshot", "create", volume, snapshot).returncode == 0
+    root = json.loads(command("image", "show", image, "--json").stdout)["hash"]
+    assert json.loads(command("snapshot", "show", snapshot, "--json").stdout)["hash"] == ""
+    before = blocks()
+    done = command("snapshot", "hash", snapshot, "--json")
+    assert done.returncode == 0, done.stderr
+    # The volume is larger than the image: 16 blocks and not 12, of which the last are holes.
+    assert len(root) == 64
+    assert json.loads(done.stdout)["hash"] == json.loads(command("snapshot", "show", snapshot, "--json").stdout)["hash"]
+    assert blocks() == before
+    for kind, name in (("snapshot", snapshot), ("image", image)):
+        assert command(kind, "remove", name).returncode == 0
+
+
+def blocks() -> set[str]:
+    return {path.name for path in (STORE / "content").glob("??/??/*")}
+
+
 def test_what_is_not_as_declared_is_refused(raw_image: Path, tmp_path: Path) -> None:
     qcow2 = tmp_path / "disk.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", raw_image, "-F", "raw", qcow2], check=True)

@@ -14,13 +14,19 @@ from ganeti_plugin.entry import guarded
 from ganeti_plugin.errors import Error, InputError
 from ganeti_plugin.files import locked
 from ganeti_plugin.run import run
-from tests.bench import add, clone, durations, helper, nic
+from tests.bench import add, clone, durations, helper, nic, volumes
 from tests.bench.figures import Figure, save, table
 from tests.bench.place import CACHE, ROOT, SLOT, TESTBED
 
 BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
     "attach": clone.measure_attach,
     "clone": clone.measure_clone,
+    "files": volumes.measure_files,
+    "rados": volumes.measure_rados,
+    "rados-clone": volumes.measure_clone_in_rados,
+    "snapshot": volumes.measure_snapshot,
+    "memory": volumes.measure_memory,
+    "import": volumes.measure_import,
     "nic": nic.measure,
     "add": add.measure,
     "helper": helper.measure,
@@ -60,7 +66,7 @@ def measure_all(names: list[str], rounds: int) -> tuple[list[Figure], list[str]]
     try:
         if started:
             log.info("bringing up a node")
-            run([TESTBED, "up", "--nodes", "1", "--tools"], timeout=1500, env=SLOT)
+            run([TESTBED, "up", "--nodes", "1", "--tools", "--ceph"], timeout=1500, env=SLOT)
         for name in names:
             log.info("measuring: %s", name)
             try:

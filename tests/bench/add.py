@@ -69,4 +69,4 @@ def once() -> float:
 def measure(rounds: int) -> list[Figure]:
     prepare()
     seconds = median([once() for _ in range(rounds)])
-    return [Figure(name="gnt-instance add, to 'starting instance'", seconds=seconds, limit=15, runs=rounds)]
+    return [Figure(name="gnt-instance add, to 'starting instance'", value=seconds, limit=15, runs=rounds)]

@@ -84,12 +84,12 @@ def measure_clone(rounds: int) -> list[Figure]:
     *ours, usable, theirs = timed(jobs, rounds=max(rounds, 5))
     figures = [
         Figure(
-            name=f"clone of an image of {size // GIB} GiB", seconds=seconds, limit=0.3, runs=max(rounds, 5),
-            peer="qemu-img create -b (100 GiB)", peer_seconds=theirs,
+            name=f"clone of an image of {size // GIB} GiB", value=seconds, limit=0.3, runs=max(rounds, 5),
+            peer="qemu-img create -b (100 GiB)", peer_value=theirs,
         )
         for size, seconds in zip(sizes.values(), ours, strict=True)
     ]  # fmt: skip
-    return [*figures, Figure(name="clone of 100 GiB and its first attach", seconds=usable, runs=max(rounds, 5))]
+    return [*figures, Figure(name="clone of 100 GiB and its first attach", value=usable, runs=max(rounds, 5))]
 
 
 def measure_attach(rounds: int) -> list[Figure]:
@@ -108,6 +108,4 @@ def measure_attach(rounds: int) -> list[Figure]:
     finally:
         in_node("sh", "-c", f"{enter}{end}")
     peer = "python3 -Es -c pass"
-    return [
-        Figure(name="attach of an attached volume", seconds=ours, peer=peer, peer_seconds=theirs, limit=0.06, runs=20)
-    ]
+    return [Figure(name="attach of an attached volume", value=ours, peer=peer, peer_value=theirs, limit=0.06, runs=20)]

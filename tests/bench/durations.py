@@ -20,5 +20,5 @@ def measure(_rounds: int) -> list[Figure]:
             seconds = float(json.loads((ROOT / "build" / file).read_text())["seconds"])
         except (OSError, ValueError, KeyError):
             continue
-        figures.append(Figure(name=name, seconds=seconds, limit=limit))
+        figures.append(Figure(name=name, value=seconds, limit=limit))
     return figures

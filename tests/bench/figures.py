@@ -11,40 +11,44 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One row: what was measured, beside what, and whether that is good enough. Times are medians, in seconds."""
+    """One row: what was measured, beside what, and whether that is good enough. Less is better; medians count."""
 
     name: str
-    seconds: float
+    value: float
+    unit: str = "s"
     peer: str = ""
     """What it is compared with; empty when the target is an absolute time."""
-    peer_seconds: float | None = None
+    peer_value: float | None = None
     limit: float | None = None
-    """Most seconds allowed."""
+    """Most that is allowed."""
     most_ratio: float | None = None
-    """seconds / peer_seconds may be this at most."""
+    """value / peer_value may be this at most."""
     least_speedup: float | None = None
-    """peer_seconds / seconds must be this at least."""
+    """peer_value / value must be this at least."""
     runs: int = 1
 
     @property
     def ratio(self) -> float | None:
         """Ours to the peer's: below 1 we are faster."""
-        return self.seconds / self.peer_seconds if self.peer_seconds else None
+        return self.value / self.peer_value if self.peer_value else None
 
     @property
     def target(self) -> str:
         words = []
         if self.limit is not None:
-            words.append(f"<= {duration(self.limit)}")
+            words.append(f"<= {self.shown(self.limit)}")
         if self.most_ratio is not None:
             words.append(f"<= {self.most_ratio:g} x")
         if self.least_speedup is not None:
             words.append(f"{self.least_speedup:g} x faster")
         return ", ".join(words) or "-"
 
+    def shown(self, value: float) -> str:
+        return duration(value) if self.unit == "s" else f"{value:.3g} {self.unit}"
+
     @property
     def is_met(self) -> bool:
-        if self.limit is not None and self.seconds > self.limit:
+        if self.limit is not None and self.value > self.limit:
             return False
         if self.most_ratio is not None and (self.ratio is None or self.ratio > self.most_ratio):
             return False
@@ -64,10 +68,10 @@ def table(figures: Sequence[Figure]) -> str:
         return "nothing was measured"
     rows = [("figure", "ours", "peer", "theirs", "ratio", "target", "met")]
     for figure in figures:
-        theirs = duration(figure.peer_seconds) if figure.peer_seconds else "-"
+        theirs = figure.shown(figure.peer_value) if figure.peer_value else "-"
         ratio = f"{figure.ratio:.2f}" if figure.ratio else "-"
         met = "yes" if figure.is_met else "NO"
-        ours = duration(figure.seconds)
+        ours = figure.shown(figure.value)
         rows.append((figure.name, ours, figure.peer or "-", theirs, ratio, figure.target, met))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(

@@ -139,11 +139,11 @@ def measure(rounds: int) -> list[Figure]:
     bare_name = "busybox boot of the same kernel"
     return [
         Figure(
-            name="helper VM, all Linux tasks", seconds=ours, peer=bare_name, peer_seconds=bare, most_ratio=2.2,
+            name="helper VM, all Linux tasks", value=ours, peer=bare_name, peer_value=bare, most_ratio=2.2,
             runs=rounds,
         ),
         Figure(
-            name="helper VM, all Linux tasks (2)", seconds=ours, peer="virt-customize: name, password, key",
-            peer_seconds=theirs, least_speedup=5, runs=rounds,
+            name="helper VM, all Linux tasks (2)", value=ours, peer="virt-customize: name, password, key",
+            peer_value=theirs, least_speedup=5, runs=rounds,
         ),
     ]  # fmt: skip

@@ -50,4 +50,4 @@ def measure(rounds: int) -> list[Figure]:
     finally:
         in_node("sh", "-c", forget)
     peer = "Ganeti's own kvm-ifup steps, no filter"
-    return [Figure(name="NIC up", seconds=ours, peer=peer, peer_seconds=theirs, limit=0.15, runs=runs)]
+    return [Figure(name="NIC up", value=ours, peer=peer, peer_value=theirs, limit=0.15, runs=runs)]

@@ -63,12 +63,12 @@ class Meter:
         self._shown = -1
         self._on_terminal = sys.stderr.isatty()
 
-    def __call__(self, percent: int) -> None:
+    def __call__(self, percent: int, detail: str = "") -> None:
         step = percent if self._on_terminal else percent // 10 * 10
         if step > self._shown:
             self._shown = step
             ending = "\r" if self._on_terminal else "\n"
-            print(f"{self._name}: {step:3d} % {self._done}", end=ending, file=sys.stderr, flush=True)
+            print(f"{self._name}: {step:3d} % {self._done}{detail}", end=ending, file=sys.stderr, flush=True)
 
     def end(self) -> None:
         if self._on_terminal and self._shown >= 0:

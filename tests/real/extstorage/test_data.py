@@ -263,6 +263,34 @@ def test_a_hashed_snapshot_shares_its_blocks_with_an_image(volume: str, raw_imag
         assert command(kind, "remove", name).returncode == 0
 
 
+def test_scrub_finds_a_flipped_bit_and_an_import_heals_it(raw_image: Path) -> None:
+    image = f"image-{os.getpid()}"
+    with raw_image.open("r+b") as stream:
+        stream.seek(20 << 20)
+        stream.write(os.urandom(PAGE))
+    before = blocks()
+    assert command("image", "import", image, raw_image).returncode == 0
+    done = command("scrub")
+    assert done.returncode == 0, done.stderr
+    assert "no damaged" in done.stdout
+    assert "100 % verified, " in done.stderr
+    path = next(path for path in (STORE / "content").glob("??/??/*") if path.name not in before)
+    with path.open("r+b") as stream:
+        first = stream.read(1)
+        stream.seek(0)
+        stream.write(bytes([first[0] ^ 1]))
+    done = command("scrub", "--repair", "--json")
+    assert done.returncode == 1
+    (report,) = json.loads(done.stdout)
+    assert [(one["what"], one["hits"], one["removed"]) for one in report["damage"]] == [
+        (f"block {path.name}", [image], True)
+    ]
+    assert command("image", "import", f"{image}-again", raw_image).returncode == 0
+    assert command("scrub").returncode == 0
+    for name in (image, f"{image}-again"):
+        assert command("image", "remove", name).returncode == 0
+
+
 def blocks() -> set[str]:
     return {path.name for path in (STORE / "content").glob("??/??/*")}
 

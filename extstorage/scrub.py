@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Reading everything that can be proved: each content block against its name, each map and bitmap against its checksum.
+
+It takes no lock. What comes and goes meanwhile is no damage: a block that was removed is asked for
+only if a map that is still there names it. Damage is named with everything that it hits.
+
+A repair removes the blocks that are not what their names say. What they hit then gives errors where it gave wrong data,
+and is whole again as soon as somebody imports or hashes anything that has the same blocks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from extstorage.content import Pipeline, digest_of
+from extstorage.errors import BrokenError, NoSuchVolumeError
+from extstorage.maps import DIGEST, Source, VolumeMap
+from extstorage.names import BLOCK
+from extstorage.store import Store
+from ganeti_plugin.log import warning
+
+_AHEAD = 8
+
+#: Called with what is done: (blocks that were read, all blocks).
+Progress = Callable[[int, int], None]
+
+
+class Damage(NamedTuple):
+    """Something that is not what it was when it was written."""
+
+    what: str
+    reason: str
+    #: The images, snapshots and volumes that can't be read because of it.
+    hits: tuple[str, ...]
+    removed: bool = False
+
+
+class Report(NamedTuple):
+    maps: int
+    layers: int
+    blocks: int
+    #: Bytes that were read and compared.
+    bytes: int
+    seconds: float
+    damage: tuple[Damage, ...]
+
+
+def scrub(store: Store, progress: Progress, *, repair: bool = False) -> Report:
+    """Verify a store. `progress` is called after each block."""
+    began = time.monotonic()
+    work = _Scrub(store)
+    blocks = sorted(digest for digest, _ in store.contents())
+    for number, _ in enumerate(work.verified(blocks), 1):
+        progress(number, len(blocks))
+    names = list(work.readable_maps())
+    # What a map names and was not there before: new, in a store of Pithos, or missing.
+    later = sorted(work.named - set(blocks))
+    for number, _ in enumerate(work.verified(later), 1):
+        progress(len(blocks) + number, len(blocks) + len(later))
+    damage = tuple(work.damage(names))
+    if repair:
+        damage = tuple(work.without_spoilt(damage))
+    for one in damage:
+        warning("%s: %s: %s; it hits %s", store.title, one.what, one.reason, ", ".join(one.hits) or "nothing")
+    return Report(
+        maps=len(names),
+        layers=work.layers,
+        blocks=len(blocks) + len(later),
+        bytes=work.bytes,
+        seconds=time.monotonic() - began,
+        damage=damage,
+    )
+
+
+class _Scrub:
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._own = threading.local()
+        self._faults: dict[Source, str] = {}
+        self._broken_maps: dict[str, str] = {}
+        self._checked: set[Source] = set()
+        self.named: set[bytes] = set()
+        self.bytes = 0
+
+    @property
+    def layers(self) -> int:
+        return len(self._checked)
+
+    def verified(self, digests: Iterable[bytes]) -> Iterator[None]:
+        with Pipeline(0, _AHEAD) as pipeline:
+            for digest, fault in pipeline.ordered(self._fault_of, digests):
+                if fault:
+                    self._faults[Source(digest, 0)] = fault
+                self.bytes += BLOCK
+                yield
+
+    def _fault_of(self, digest: bytes) -> tuple[bytes, str]:
+        try:
+            found = self._name_of(digest)
+        except BrokenError as error:
+            return digest, str(error)
+        except OSError as error:
+            return digest, f"it can't be read ({error.strerror})"
+        return digest, "" if found == digest else f"its bytes have the name {found.hex()}"
+
+    def _name_of(self, digest: bytes) -> bytes:
+        """What the bytes of a block say that its name is."""
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = memoryview(bytearray(BLOCK))
+        self._store.layer(Source(digest, 0)).readinto(0, 0, self._own.buffer)
+        return digest_of(self._own.buffer)
+
+    def readable_maps(self) -> Iterator[str]:
+        for name in self._store.names():
+            found = self._map(name)
+            if found is not None:
+                self.named |= set(_digests(found))
+                self._check_layers(found)
+                yield name
+
+    def _map(self, name: str) -> VolumeMap | None:
+        try:
+            return self._store.read_map(name)
+        except NoSuchVolumeError:
+            return None
+        except BrokenError as error:
+            self._broken_maps[name] = str(error)
+            return None
+
+    def _check_layers(self, found: VolumeMap) -> None:
+        for source in found.sources:
+            if source not in self._checked:
+                self._checked.add(source)
+                try:
+                    self._store.layer(source).present()
+                except BrokenError as error:
+                    self._faults[source] = str(error)
+
+    def damage(self, names: Iterable[str]) -> Iterator[Damage]:
+        for name, reason in self._broken_maps.items():
+            yield Damage(f"the map of {name}", reason, (name,))
+        hits: dict[Source, list[str]] = {source: [] for source in self._faults}
+        for name in names if hits else ():
+            found = self._map(name)
+            if found is not None:
+                for source in {*found.sources, *(Source(digest, 0) for digest in _digests(found))} & set(hits):
+                    hits[source].append(name)
+        for source, reason in self._faults.items():
+            if hits[source] or self._is_there(source):
+                what = f"block {source.owner.hex()}"
+                if not source.is_content:
+                    what = f"layer {source.owner.hex()}/{source.epoch}"
+                yield Damage(what, reason, tuple(sorted(hits[source])))
+
+    def without_spoilt(self, damage: Iterable[Damage]) -> Iterator[Damage]:
+        """Remove the blocks among the damage."""
+        spoilt = {source.owner for source in self._faults if source.is_content and self._is_spoilt(source.owner)}
+        versions = {digest: version for digest, version in self._store.contents() if digest in spoilt}
+        removed = {digest for digest, version in versions.items() if self._store.remove_content(digest, version)}
+        for one in damage:
+            yield one._replace(removed=one.what in {f"block {digest.hex()}" for digest in removed})
+
+    def _is_spoilt(self, digest: bytes) -> bool:
+        """Whether it is wrong when it is read once more. What can't be read may be whole: that is no reason."""
+        try:
+            return self._name_of(digest) != digest
+        except (BrokenError, OSError):
+            return False
+
+    def _is_there(self, source: Source) -> bool:
+        """What nothing names may have been removed since; a bad block that is there spoils the next import."""
+        try:
+            self._store.layer(source).readinto(0, 0, memoryview(bytearray(1)))
+        except BrokenError:
+            return False
+        return True
+
+
+def _digests(found: VolumeMap) -> list[bytes]:
+    return [found.digests[at : at + DIGEST] for at in range(0, len(found.digests), DIGEST)]

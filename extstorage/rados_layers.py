@@ -200,7 +200,7 @@ class RadosLayer:
             if offset + length >= BLOCK:
                 change.touch().truncate(offset)
             else:
-                change.touch().zero(offset, length)
+                self._objects.zero(change.touch(), offset, length)
             self._change(index, change, pages, self._zeros[index])
 
     def _enter(self, index: int) -> None:

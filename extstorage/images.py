@@ -6,24 +6,28 @@ The map appears in one step, after the source turned out to be what it was judge
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 
-from extstorage import apply, catalog, intake, maps, sources
+from extstorage import apply, catalog, intake, maps, streams
 from extstorage.errors import AlreadyThereError, BadNameError
 from extstorage.intake import Progress
 from extstorage.names import LONGEST_NAME, check_name
 from extstorage.servers import Site
 from extstorage.sources import Source
 from extstorage.store import Info, Store
+from extstorage.streams import Given, Terms
 from ganeti_plugin.errors import InputError
 
 PREFIX = "import-"
 MOST_PROPERTIES = 256
-LONGEST_VALUE = 65536
+LONGEST_VALUE = 16384
+
+#: Bytes of all together as JSON: they travel to the server of a volume in one line.
+ALL_PROPERTIES = 48 << 10
 
 
 class BadPropertyError(InputError):
@@ -42,14 +46,16 @@ def parse_properties(texts: list[str]) -> dict[str, str]:
         found[name.upper()] = value
     if len(found) > MOST_PROPERTIES:
         raise BadPropertyError(text="", reason=f"there are more than {MOST_PROPERTIES}")
+    if len(json.dumps(found)) > ALL_PROPERTIES:
+        raise BadPropertyError(text="", reason=f"all together they are longer than {ALL_PROPERTIES} bytes of JSON")
     return found
 
 
 def import_image(
-    site: Site, name: str, path: Path, declared: str, properties: Mapping[str, str], progress: Progress
+    site: Site, name: str, given: Given, terms: Terms, properties: Mapping[str, str], progress: Progress
 ) -> None:
-    """Make the image `name` from a file. `progress` is called with per cents."""
-    with sources.opened(path, declared) as source, apply.using_store(site) as store:
+    """Make the image `name` from a file, a URL or a stream. `progress` is called with per cents."""
+    with streams.opened(given, terms) as source, apply.using_store(site) as store:
         import_from(store, name, source, properties, progress)
 
 

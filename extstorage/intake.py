@@ -25,8 +25,8 @@ from ganeti_plugin.errors import InputError
 from ganeti_plugin.log import info
 
 #: The facts of a pending map.
-_SOURCE = "SOURCE"
-_DONE = "DONE"
+_SOURCE = "source"
+_DONE = "done"
 
 #: Blocks that are stored at a time, and that are read ahead of them: 160 MiB of memory.
 BATCH = 16
@@ -93,7 +93,7 @@ def _locked(store: Store, pending: str, source: Source) -> Iterator[_Intake]:
 
 
 def _is_pending(store: Store, name: str) -> bool:
-    """Only we give a volume properties, so nobody's data is taken for an intake's."""
+    """Properties of images, which their clones have too, are in upper case: nobody's data is taken for an intake's."""
     try:
         return _DONE in store.read_info(name).properties and not store.read_heads(name).read_only
     except BrokenError:

@@ -14,28 +14,18 @@ import contextlib
 import errno
 import os
 import stat
-import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from extstorage.confined import CONFINED, NOBODY, await_start, end, kill
 from extstorage.content import Block, Take
 from extstorage.names import BLOCK
 from ganeti_plugin import containers
 from ganeti_plugin.containers import Verdict
-from ganeti_plugin.errors import CommandError, InputError
-from ganeti_plugin.run import quoted, spawn
-
-#: Seconds that a program which we start has until its socket is there, and to end.
-_START = 30.0
-_STOP = 30.0
-
-#: Limits of the process that reads a container format: address space and CPU time.
-_ADDRESS_SPACE = 4 << 30
-_CPU_SECONDS = 3600
-_NOBODY = 65534
+from ganeti_plugin.errors import InputError
+from ganeti_plugin.run import spawn
 
 
 class UnusableFileError(InputError):
@@ -69,7 +59,7 @@ class RawFile:
     def __init__(self, path: Path, descriptor: int, verdict: Verdict) -> None:
         self._path = path
         self._descriptor = descriptor
-        self._before = _stamp(descriptor)
+        self._before = stamp(descriptor)
         self.size = verdict.virtual_size
         self.identity = ":".join(map(str, (verdict.format, *self._before)))
 
@@ -102,7 +92,7 @@ class RawFile:
             done += count
 
     def check(self) -> None:
-        if _stamp(self._descriptor) != self._before:
+        if stamp(self._descriptor) != self._before:
             raise UnusableFileError(path=self._path, reason="it was changed while it was read")
 
 
@@ -121,7 +111,7 @@ class Qcow2File(RawFile):
         return self._reader.blocks(first, take)
 
 
-def _stamp(descriptor: int) -> tuple[int, ...]:
+def stamp(descriptor: int) -> tuple[int, ...]:
     """What differs when a file was replaced or changed."""
     status = os.fstat(descriptor)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
@@ -161,58 +151,17 @@ def _converted(source: int, kind: containers.Format) -> Iterator[Path]:
         os.chmod(folder, 0o711)
         private = Path(folder) / "qemu"
         private.mkdir(mode=0o700)
-        os.chown(private, _NOBODY, _NOBODY)
+        os.chown(private, NOBODY, NOBODY)
         raw, out = Path(folder) / "raw.sock", private / "out.sock"
         reader = spawn(
             ["nbdkit", "-f", "--exit-with-parent", "-r", "--unix", raw, "file", f"/proc/self/fd/{source}"],
             pass_fds=(source,),
         )
-        stack.callback(_end, reader)
-        _await(reader, raw.exists)
+        stack.callback(end, reader)
+        await_start(reader, raw.exists)
         os.chmod(raw, 0o666)
         qemu_nbd = ["qemu-nbd", "-r", "-t", "-f", str(kind), "-k", str(out), f"nbd+unix:///?socket={raw}"]
-        converter = spawn([*_CONFINED, *qemu_nbd])
-        # unshare(1) waits for its child with SIGTERM blocked; killed, it takes the child along.
-        stack.callback(_kill, converter)
-        _await(converter, out.exists)
+        converter = spawn([*CONFINED, *qemu_nbd])
+        stack.callback(kill, converter)
+        await_start(converter, out.exists)
         yield out
-
-
-_CONFINED = (
-    *("setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--ipc", "--uts", "--pid", "--fork", "--kill-child"),
-    *("setpriv", "--pdeathsig", "KILL", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups"),
-    *("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
-    *("prlimit", f"--as={_ADDRESS_SPACE}", f"--cpu={_CPU_SECONDS}", "--core=0", "--fsize=0"),
-)
-
-
-def _await(process: subprocess.Popen[bytes], ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + _START
-    while not ready():
-        if process.poll() is not None or time.monotonic() > deadline:
-            arguments = [os.fsdecode(argument) for argument in _arguments(process)]
-            raise CommandError(
-                program=arguments[0],
-                reason="it did not come up",
-                detail=f"exit code {process.poll()}",
-                command=quoted(arguments),
-            )
-        time.sleep(0.02)
-
-
-def _arguments(process: subprocess.Popen[bytes]) -> list[str]:
-    arguments = process.args
-    return [str(argument) for argument in arguments] if isinstance(arguments, list) else [str(arguments)]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP)
-    except subprocess.TimeoutExpired:
-        _kill(process)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    process.kill()
-    process.wait()

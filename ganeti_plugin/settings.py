@@ -111,6 +111,22 @@ class Archipelago(Section):
         expected="the name of a system user",
         help="System user that owns the store and runs the servers of attached volumes.",
     )
+    image_limit: int = setting(
+        1024,
+        unit="GiB",
+        minimum=1,
+        maximum=65536,
+        help="Size of an image at which an import from a compressed file, a URL or standard input stops.",
+    )
+    url_hosts: Sequence[str] = setting(
+        (),
+        help="Hosts that images may be fetched from, such as cloud.debian.org, *.example.org or mirror.local:8080; "
+        "none unless listed. Redirects may lead to listed hosts only.",
+    )
+    url_networks: Sequence[str] = setting(
+        (),
+        help="Networks outside of the public address space, such as 10.1.0.0/16, that images may be fetched from.",
+    )
 
 
 class Image(Section):

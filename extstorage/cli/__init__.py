@@ -29,6 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(given) == 2 and given[0] in ("device-up", "device-down"):
         _serve_the_unit(*given)
         return 0
+    if given == ["fetch"]:
+        # For streams.py, which runs it as nobody.
+        from extstorage import fetch
+
+        return fetch.main()
     described = parser()
     if entry.is_completing():
         from extstorage.cli import completion

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
@@ -30,15 +29,22 @@ def add(commands: Commands) -> None:
 
 
 def _add_import(group: Group) -> None:
-    parser = group.add("import", "make an image from a file", _import)
+    parser = group.add("import", "make an image from a file, a URL or standard input", _import)
     parser.add_argument("name", help="the name of the image; an instance is cloned with origin=NAME")
-    parser.add_argument("file", type=Path, help="a disk image")
+    parser.add_argument("source", help="a disk image: a file, a URL (https, or http with --sha256), or - for stdin")
     parser.add_argument(
         *("--format", "-f"),
         default=Format.RAW.value,
         choices=[kind.value for kind in Format],
         help="what the file is; it is checked, never guessed (default: %(default)s)",
     )
+    parser.add_argument(
+        "--compression",
+        default="",
+        choices=["none", "gzip", "bzip2", "xz", "zstd"],
+        help="how it is packed (default: what the ending .gz, .bz2, .xz or .zst says, else none)",
+    )
+    parser.add_argument("--sha256", default="", metavar="DIGEST", help="its SHA-256 as it comes, not unpacked")
     _add_properties(parser)
 
 
@@ -78,10 +84,15 @@ def _publish(options: Options) -> None:
 
 def _import(options: Options) -> None:
     from extstorage.images import import_image, parse_properties
+    from extstorage.streams import Given, Terms
+    from ganeti_plugin import config
 
     properties = parse_properties(options.property)
+    settings = config.load().archipelago
+    given = Given(options.source, options.format, options.compression, options.sha256)
+    terms = Terms(settings.image_limit << 30, settings.url_hosts, settings.url_networks)
     began = time.monotonic()
     meter = Meter(options.name, "copied")
-    import_image(here(options), options.name, options.file, options.format, properties, meter)
+    import_image(here(options), options.name, given, terms, properties, meter)
     meter.end()
     print(f"{options.name}: imported in {time.monotonic() - began:.1f} s")

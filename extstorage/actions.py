@@ -29,8 +29,9 @@ def _attach(call: ExtStorageCall) -> str:
 
     wanted = plan.plan_attach(call)
     directory = f"{answer.RUN}/{wanted.volume}"
-    device = answer.device_of(f"{answer.DEVICES}/{wanted.volume}") if wanted.device is plan.Device.LOOP else ""
-    if answer.is_serving(directory) and (device or wanted.device is plan.Device.NONE):
+    shown = wanted.device is not plan.Device.NONE
+    device = answer.device_of(f"{answer.DEVICES}/{wanted.volume}", directory) if shown else ""
+    if answer.is_serving(directory) and (device or not shown):
         return answer.text(device, f"{directory}/nbd.sock" if wanted.uri else "")
     from extstorage import apply
 

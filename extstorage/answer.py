@@ -29,24 +29,41 @@ def is_serving(directory: str) -> bool:
     return os.path.exists(f"{directory}/nbd.sock")
 
 
-def device_of(directory: str) -> str:
+def device_of(directory: str, server_directory: str) -> str:
     """The block device that shows the volume, or "". The kernel is asked whether it still is that volume's (L14)."""
+    number = _recorded(f"{directory}/nbd")
+    if number and is_nbd_of(f"{server_directory}/nbd.sock", number):
+        return f"/dev/nbd{number}"
+    number = _recorded(f"{directory}/loop")
+    return f"/dev/loop{number}" if number and is_loop_of(directory, number) else ""
+
+
+def _recorded(path: str) -> int:
+    """Ganeti takes minor 0 for none, so there is no device of that number."""
     try:
-        with open(f"{directory}/loop", encoding="ascii") as stream:
-            number = int(stream.read())
+        with open(path, encoding="ascii") as stream:
+            return int(stream.read())
     except (OSError, ValueError):
-        return ""
-    return f"/dev/loop{number}" if is_loop_of(directory, number) else ""
+        return 0
+
+
+def is_nbd_of(socket_path: str, number: int) -> bool:
+    """Whether a device of the kernel's NBD client was made for the volume whose server has this socket."""
+    return _says(f"/sys/block/nbd{number}/backend", socket_path) and os.path.exists(f"/dev/nbd{number}")
 
 
 def is_loop_of(directory: str, number: int) -> bool:
     """Whether a loop device stands on the volume's file."""
+    backing = f"/sys/block/loop{number}/loop/backing_file"
+    return _says(backing, f"{directory}/disk") and os.path.exists(f"/dev/loop{number}")
+
+
+def _says(path: str, text: str) -> bool:
     try:
-        with open(f"/sys/block/loop{number}/loop/backing_file", encoding="utf-8") as stream:
-            backing = stream.read().rstrip("\n")
+        with open(path, encoding="utf-8") as stream:
+            return stream.read().rstrip("\n") == text
     except OSError:
         return False
-    return number > 0 and backing == f"{directory}/disk" and os.path.exists(f"/dev/loop{number}")
 
 
 def text(device: str, socket_path: str) -> str:

@@ -79,6 +79,7 @@ def _no_such_volume(site: Site, volume: str) -> NoSuchVolumeError:
 
 def create(site: Site, plan: CreatePlan) -> None:
     """A clone is made where its origin is, unless the disk names a store."""
+    devices.check(site, plan.device)
     if plan.adopt:
         _adopt(site, plan)
         return
@@ -108,7 +109,8 @@ def attach(site: Site, plan: AttachPlan) -> str:
         if not name:
             raise _no_such_volume(site, plan.volume)
         servers.start(site, plan.volume, name)
-    device = devices.start_device(site, plan.volume) if plan.device is Device.LOOP else ""
+    shown = plan.device is not Device.NONE
+    device = devices.start_device(site, plan.volume, plan.device) if shown else ""
     return answer.text(device, str(site.socket(plan.volume)) if plan.uri else "")
 
 
@@ -154,6 +156,7 @@ def grow(site: Site, plan: GrowPlan) -> None:
         raise BadSizeError(size=plan.size, reason=f"the volume has {size} bytes and can't shrink")
     if servers.is_running(site, plan.volume):
         control.call(site.directory(plan.volume), plan.volume, "grow", size=plan.size)
+        devices.resize_device(site, plan.volume, plan.size)
         return
     with _offline(site, plan.volume, plan.store) as session:
         session.grow(plan.size)

@@ -110,3 +110,7 @@ class ServerError(StateError):
 
 class UnreadableError(StateError):
     template = "the disk can't be read: {reason}"
+
+
+class NoDeviceError(StateError):
+    template = "no block device could be made for the volume {name!r}: {reason}"

@@ -354,7 +354,8 @@ class FilesStore:
 
     def _read(self, path: Path, name: str) -> bytes:
         with self._reading(path, name), path.open("rb") as stream:
-            return stream.read(_MAP_LIMIT)
+            # Not the limit alone: read() makes room for all that it may return.
+            return stream.read(min(_MAP_LIMIT, os.fstat(stream.fileno()).st_size))
 
     @contextlib.contextmanager
     def _reading(self, path: Path, name: str) -> Iterator[None]:

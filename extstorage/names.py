@@ -10,6 +10,11 @@ PAGE = 4096
 SECTOR = 512
 MEBIBYTE = 1 << 20
 
+#: The name under which a block device asks for the volume. This export has the largest size there is, and its client
+#: knows the volume's: so the device grows without a new connection. What is trimmed there reads as zeros, since loop
+#: makes holes of requests for zeros.
+GROWABLE_EXPORT = "growable"
+
 #: What a systemd instance name and a file name both take as it is. Nothing else is needed by Ganeti or Cyclades.
 _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 

@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -56,6 +57,14 @@ _ERRNO: Mapping[type[Error], int] = {
     FullStoreError: errno.ENOSPC,
     BrokenError: errno.EIO,
 }
+
+
+class Client(NamedTuple):
+    """One connection."""
+
+    session: Session | None
+    #: Whether it is a block device's (names.GROWABLE_EXPORT).
+    growable: bool
 
 
 class Server:
@@ -185,51 +194,51 @@ def cleanup() -> None:
             log.error("%s: not flushed at the end: %s", server.settings["volume"], error)
 
 
-def open(readonly: bool) -> Session | None:
-    return server.session
+def open(readonly: bool) -> Client:
+    return Client(server.session, nbdkit.export_name() == names.GROWABLE_EXPORT)
 
 
-def get_size(h: Session | None) -> int:
-    return server.size()
+def get_size(h: Client) -> int:
+    return names.LARGEST if h.growable else server.size()
 
 
-def can_write(h: Session | None) -> bool:
-    return h is not None and h.mode is not Mode.SNAPSHOT
+def can_write(h: Client) -> bool:
+    return h.session is not None and h.session.mode is not Mode.SNAPSHOT
 
 
-def can_flush(h: Session | None) -> bool:
+def can_flush(h: Client) -> bool:
     return True
 
 
-def can_fua(h: Session | None) -> int:
+def can_fua(h: Client) -> int:
     return int(nbdkit.FUA_NATIVE)
 
 
-def can_trim(h: Session | None) -> bool:
+def can_trim(h: Client) -> bool:
     return True
 
 
-def can_zero(h: Session | None) -> bool:
+def can_zero(h: Client) -> bool:
     return True
 
 
-def can_fast_zero(h: Session | None) -> bool:
+def can_fast_zero(h: Client) -> bool:
     return True
 
 
-def can_multi_conn(h: Session | None) -> bool:
+def can_multi_conn(h: Client) -> bool:
     return True
 
 
-def can_extents(h: Session | None) -> bool:
+def can_extents(h: Client) -> bool:
     return True
 
 
-def can_cache(h: Session | None) -> int:
+def can_cache(h: Client) -> int:
     return int(nbdkit.CACHE_NATIVE)
 
 
-def block_size(h: Session | None) -> tuple[int, int, int]:
+def block_size(h: Client) -> tuple[int, int, int]:
     return 1, names.PAGE, 32 << 20
 
 
@@ -241,7 +250,7 @@ def _refuse(error: Exception) -> None:
         nbdkit.set_error(next((number for kind, number in _ERRNO.items() if isinstance(error, kind)), errno.EIO))
 
 
-def pread(h: Session | None, buf: bytearray, offset: int, flags: int) -> None:
+def pread(h: Client, buf: bytearray, offset: int, flags: int) -> None:
     try:
         server.use().readinto(memoryview(buf), offset)
     except Exception as error:
@@ -249,7 +258,7 @@ def pread(h: Session | None, buf: bytearray, offset: int, flags: int) -> None:
         raise
 
 
-def pwrite(h: Session | None, buf: bytes, offset: int, flags: int) -> None:
+def pwrite(h: Client, buf: bytes, offset: int, flags: int) -> None:
     try:
         session = server.use()
         session.write(memoryview(buf), offset)
@@ -260,7 +269,7 @@ def pwrite(h: Session | None, buf: bytes, offset: int, flags: int) -> None:
         raise
 
 
-def flush(h: Session | None, flags: int) -> None:
+def flush(h: Client, flags: int) -> None:
     try:
         server.use().flush()
     except Exception as error:
@@ -268,10 +277,13 @@ def flush(h: Session | None, flags: int) -> None:
         raise
 
 
-def trim(h: Session | None, count: int, offset: int, flags: int) -> None:
+def trim(h: Client, count: int, offset: int, flags: int) -> None:
     try:
         session = server.use()
-        session.discard(offset, count)
+        if h.growable:
+            session.zero(offset, count)
+        else:
+            session.discard(offset, count)
         if flags & nbdkit.FLAG_FUA:
             session.flush()
     except Exception as error:
@@ -279,7 +291,7 @@ def trim(h: Session | None, count: int, offset: int, flags: int) -> None:
         raise
 
 
-def zero(h: Session | None, count: int, offset: int, flags: int) -> None:
+def zero(h: Client, count: int, offset: int, flags: int) -> None:
     try:
         session = server.use()
         session.zero(offset, count)
@@ -290,7 +302,7 @@ def zero(h: Session | None, count: int, offset: int, flags: int) -> None:
         raise
 
 
-def extents(h: Session | None, count: int, offset: int, flags: int) -> Iterable[tuple[int, int, int]]:
+def extents(h: Client, count: int, offset: int, flags: int) -> Iterable[tuple[int, int, int]]:
     found = []
     try:
         for extent in server.use().extents(offset, count):
@@ -303,7 +315,7 @@ def extents(h: Session | None, count: int, offset: int, flags: int) -> Iterable[
     return found
 
 
-def cache(h: Session | None, count: int, offset: int, flags: int) -> None:
+def cache(h: Client, count: int, offset: int, flags: int) -> None:
     try:
         server.use().prefetch(offset, count)
     except Exception as error:

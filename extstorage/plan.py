@@ -17,13 +17,16 @@ PARAMETERS: Mapping[str, str] = {
     "origin_size": "Size of the origin in bytes, which Cyclades sends; it may not be larger than the disk",
     "store": "Name of the store that the disk is in; without it a clone is where its origin is, else the default store",
     "reuse_data": "True to adopt an existing volume with its data, found by the disk's name; False (default) not to",
-    "device": "Block device of the node: auto (default: loop for kernelspace, none for userspace), loop or none",
+    "device": "Block device of the node: auto (default: nbd or else loop, but none for userspace), nbd, loop, none",
 }
 
 
 class Device(StrEnum):
     """What the node shows of the volume besides the NBD socket."""
 
+    #: The kernel's NBD client where it has one, else loop.
+    AUTO = "auto"
+    NBD = "nbd"
     LOOP = "loop"
     NONE = "none"
 
@@ -37,6 +40,7 @@ class CreatePlan(NamedTuple):
     adopt: bool
     #: The name of a store, or empty.
     store: str = ""
+    device: Device = Device.NONE
 
 
 class AttachPlan(NamedTuple):
@@ -68,7 +72,7 @@ def plan_create(call: ExtStorageCall) -> CreatePlan:
             raise BadParameterError(name=name, reason=f"is unknown; there are {', '.join(PARAMETERS)}")
     assert call.size is not None
     size = check_size(call.size * MEBIBYTE)
-    _device(call)
+    device = _device(call)
     origin_size = _number(call, "origin_size")
     if origin_size is not None and origin_size > size:
         raise BadParameterError(name="origin_size", reason=f"says {origin_size}, but the disk has only {size} bytes")
@@ -79,7 +83,7 @@ def plan_create(call: ExtStorageCall) -> CreatePlan:
     store = store_of(call)
     if "store" in call.parameters and not is_store_name(store):
         raise BadParameterError(name="store", reason=f"has the value {store[:80]!r}, which is not the name of a store")
-    return CreatePlan(check_name(call.volume, "the volume name"), size, origin, call.cname or "", adopt, store)
+    return CreatePlan(check_name(call.volume, "the volume name"), size, origin, call.cname or "", adopt, store, device)
 
 
 def plan_attach(call: ExtStorageCall) -> AttachPlan:
@@ -112,15 +116,15 @@ def plan_snapshot(call: ExtStorageCall) -> SnapshotPlan:
 
 
 def _automatic(call: ExtStorageCall) -> Device:
-    return Device.NONE if call.access is Access.USERSPACE else Device.LOOP
+    return Device.NONE if call.access is Access.USERSPACE else Device.AUTO
 
 
 def _device(call: ExtStorageCall) -> Device:
     wanted = call.parameters.get("device", "auto")
-    if wanted == "auto":
+    if wanted == Device.AUTO:
         return _automatic(call)
     if wanted not in set(Device):
-        raise BadParameterError(name="device", reason=f"has the value {wanted[:80]!r}; there are auto, loop and none")
+        raise BadParameterError(name="device", reason=f"has the value {wanted[:80]!r}; there are {', '.join(Device)}")
     device = Device(wanted)
     if device is Device.NONE and call.access is Access.KERNELSPACE:
         raise BadParameterError(name="device", reason="can be none only with access=userspace")

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from extstorage import answer
+from extstorage import devices
 from extstorage.names import check_name
 from extstorage.servers import Site
 from ganeti_plugin.errors import InputError
@@ -47,4 +47,4 @@ def _of_device(site: Site, device: str) -> str:
     """The kernel is asked whose a device is: numbers are used again (threat L14)."""
     real = os.path.realpath(device)
     names = sorted(path.name for path in site.devices.iterdir()) if site.devices.is_dir() else []
-    return next((name for name in names if answer.device_of(str(site.device_directory(name))) == real), "")
+    return next((name for name in names if devices.device_of(site, name) == real), "")

@@ -29,6 +29,9 @@ PLUGIN = Path(__file__).resolve().parent / "nbdkit_plugin.py"
 #: Seconds. A stop flushes what the guest wrote, which may be much.
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 600.0
+
+#: Seconds until a block device that somebody has open is called in use; a QEMU that was killed needs a moment.
+IN_USE_TIMEOUT = 20.0
 _POLL = 0.02
 
 _SYSTEMD = Path("/run/systemd/system")
@@ -121,7 +124,7 @@ def prepare_directory(site: Site, name: str, store: str) -> Path:
     directory = site.directory(name)
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o750)
-        os.chown(directory, *ids_of(site.user))
+    os.chown(directory, *ids_of(site.user))  # each time: an attach may have been killed in between
     with acting_as(site.user):  # never as root: the directory is another user's
         write_atomically(directory / STORE_FILE, f"{store}\n".encode(), durable=False)
     return directory

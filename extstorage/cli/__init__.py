@@ -26,7 +26,7 @@ class NotRootError(InputError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) == 2 and given[0] in ("device-up", "device-down"):
+    if len(given) == 2 and given[0].startswith("device-"):
         _serve_the_unit(*given)
         return 0
     if given == ["fetch"]:
@@ -48,12 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve_the_unit(command: str, name: str) -> None:
-    """What snf-archipelago-device@.service runs; not for people, so the help does not list it."""
+    """What the units of block devices run; not for people, so the help does not list it."""
     from extstorage import apply, devices
     from extstorage.names import check_name
 
-    work = {"device-up": devices.set_up, "device-down": devices.take_down}[command]
-    work(apply.site(), check_name(name))
+    devices.UNIT_COMMANDS[command](apply.site(), check_name(name))
 
 
 def parser() -> argparse.ArgumentParser:

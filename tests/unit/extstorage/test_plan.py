@@ -117,7 +117,7 @@ def test_attach_never_fails_for_a_parameter() -> None:
 
 def test_kernelspace_gets_a_device_and_no_uri() -> None:
     found = plan.plan_attach(call(Action.ATTACH, EXTP_ACCESS=Access.KERNELSPACE.value))
-    assert (found.device, found.uri) == (plan.Device.LOOP, False)
+    assert (found.device, found.uri) == (plan.Device.AUTO, False)
     with pytest.raises(BadParameterError):
         plan.plan_create(call(Action.CREATE, EXTP_ACCESS="kernelspace", EXTP_DEVICE="none"))
 

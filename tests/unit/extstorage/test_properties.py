@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import answer, catalog
+from extstorage import catalog, devices
 from extstorage.errors import BadNameError
 from extstorage.memory_store import MemoryStore
 from extstorage.properties import NotOursError, volume_of
@@ -56,10 +56,10 @@ def test_a_name_that_is_none(site: Site) -> None:
 
 def test_a_device_is_the_volume_s_whose_file_it_stands_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever an old note in a directory says."""
-    owners = {str(site.device_directory(NAME)): "/dev/null", str(site.device_directory("other")): ""}
-    for directory in owners:
-        Path(directory).mkdir(parents=True)
-    monkeypatch.setattr(answer, "device_of", owners.__getitem__)
+    owners = {NAME: "/dev/null", "other": ""}
+    for name in owners:
+        site.device_directory(name).mkdir(parents=True)
+    monkeypatch.setattr(devices, "device_of", lambda _site, name: owners[name])
     assert volume_of(site, "/dev/null") == NAME
 
 

@@ -28,6 +28,7 @@ class MemoryLayer:
 
     def __init__(self, *, atomic: bool = False) -> None:
         self._atomic = atomic
+        self._mutex = threading.Lock()
         self._pages: dict[int, bytes] = {}
         self._synced: dict[int, bytes] = {}
         self._owned: dict[int, int] = {}
@@ -55,13 +56,18 @@ class MemoryLayer:
         while done < len(data):
             page, inside = divmod(position + done, PAGE)
             part = bytes(data[done : done + PAGE - inside])
-            old = self._pages.get(page, _NOTHING)
-            self._pages[page] = old[:inside] + part + old[inside + len(part) :]
+            with self._mutex:
+                old = self._pages.get(page, _NOTHING)
+                self._pages[page] = old[:inside] + part + old[inside + len(part) :]
             done += len(part)
 
     def _keep(self, index: int, pages: int | None) -> None:
-        if self._atomic:
-            self._owned[index] = self._owned.get(index, 0) if pages is None else pages
+        if not self._atomic:
+            return
+        if pages is None:
+            self._owned.setdefault(index, 0)
+        else:
+            self._owned[index] = pages
 
     def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
         self._keep(index, pages)

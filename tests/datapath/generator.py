@@ -154,6 +154,7 @@ class Generator:
         self.count += 1
         if not self.disks:
             self._new_disk("")
+            return
         action = self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
         getattr(self, action)(self.random.choice(self.disks))
         self._changed()

@@ -19,6 +19,9 @@ from ganeti_plugin.errors import Error
 
 SOCKET = "control.sock"
 
+#: Exit status of a server that made room for a successor; the unit knows it.
+REPLACED = 85
+
 #: A snapshot waits for the store's lock and for running requests, each at most a minute.
 TIMEOUT = 240.0
 ACCEPT_TIMEOUT = 0.05

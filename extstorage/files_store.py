@@ -5,6 +5,7 @@
     lock                         flock(2): the lock of the whole store
     WORK.lock                    flock(2): held by work of which there is one at a time, such as gc
     maps/NAME/map                the map (maps.py); replaced atomically
+    maps/NAME/map.old            the map before, until a collection: a second link to a file, for repairs
     maps/NAME/info.json          facts: origin, properties, ...
     maps/NAME/lock               flock(2): the lock of the volume; its content names the holder
     data/OWNER/EPOCH.data        a layer: one sparse file, block i at i x 4 MiB
@@ -54,6 +55,7 @@ _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _NO_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS)
 _MAP_LIMIT = 1 << 30
 _DAY = 86400
+_PREVIOUS = "map.old"
 _ATTEMPTS = 8
 _ZEROS = bytes(1 << 20)
 
@@ -332,7 +334,20 @@ class FilesStore:
             return maps.decode_heads(stream.read, str(path))
 
     def write_map(self, name: str, volume_map: VolumeMap) -> None:
-        write_atomically(self._folder(name) / "map", maps.encode(volume_map), mode=FILE_MODE)
+        path = self._folder(name) / "map"
+        # Something to go back to, if there can be; where there can't, nothing is lost.
+        with contextlib.suppress(OSError):
+            remove(path.with_name(_PREVIOUS))
+            os.link(path, path.with_name(_PREVIOUS))
+        write_atomically(path, maps.encode(volume_map), mode=FILE_MODE)
+
+    def previous_map(self, name: str) -> VolumeMap | None:
+        path = self._folder(name) / _PREVIOUS
+        return maps.decode(path.read_bytes(), str(path)) if path.exists() else None
+
+    def forget_previous_maps(self) -> None:
+        for path in self._maps.glob(f"*/{_PREVIOUS}"):
+            remove(path)
 
     def map_version(self, name: str) -> object:
         try:
@@ -411,15 +426,16 @@ class FilesStore:
                 raise BusyError(work=work, store=self.title) from None
             yield
 
-    def tidy(self) -> int:
+    def tidy(self, *, dry_run: bool = False) -> int:
         """A new content block that nobody gave its name for a day belongs to an import that was killed."""
         old = time.time() - _DAY
         left = [path for path in self._maps.iterdir() if path.name.startswith((".new-", ".gone-"))]
-        for path in left:
-            shutil.rmtree(path, ignore_errors=True)
         contents = [path for path in (self._content / "new").iterdir() if path.stat().st_mtime < old]
-        for path in contents:
-            remove(path)
+        if not dry_run:
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            for path in contents:
+                remove(path)
         return len(left) + len(contents)
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> FileLock:

@@ -82,7 +82,9 @@ class _Collection:
         suspects = self._unnamed_contents()
         with self._store.locked():
             self._mark_changed()
-            leftovers = 0 if self._dry_run else self._store.tidy()
+            leftovers = self._store.tidy(dry_run=self._dry_run)
+            if not self._faults and not self._dry_run:
+                self._store.forget_previous_maps()
         faults = tuple(self._faults[name] for name in sorted(self._faults))
         removed, shrunk, contents = (0, 0, 0) if faults else (*self._sweep(layers), self._sweep_contents(suspects))
         seconds = time.monotonic() - began

@@ -68,7 +68,7 @@ def taken_in(store: Store, pending: str, source: Source, progress: Progress) -> 
 
 def clear(store: Store, pending: str) -> None:
     """Remove what an intake left that nobody will go on with. Raises HeldError while it runs."""
-    if store.exists(pending) and _is_pending(store, pending):
+    if store.exists(pending) and is_pending(store, pending):
         lock = store.lock_volume(pending, patience=store.patience)
         try:
             store.remove(pending)
@@ -82,7 +82,7 @@ def _locked(store: Store, pending: str, source: Source) -> Iterator[_Intake]:
         if not store.exists(pending):
             facts = Info(created=time.time(), properties={_SOURCE: source.identity, _DONE: "0"})
             store.create(pending, maps.empty(BLOCK, uuid.uuid4().bytes), facts)
-        elif not _is_pending(store, pending):
+        elif not is_pending(store, pending):
             raise AlreadyThereError(name=pending, store=store.title, what="volume, snapshot or image")
     lock = store.lock_volume(pending, patience=store.patience)
     try:
@@ -92,7 +92,7 @@ def _locked(store: Store, pending: str, source: Source) -> Iterator[_Intake]:
         lock.release()
 
 
-def _is_pending(store: Store, name: str) -> bool:
+def is_pending(store: Store, name: str) -> bool:
     """Properties of images, which their clones have too, are in upper case: nobody's data is taken for an intake's."""
     try:
         return _DONE in store.read_info(name).properties and not store.read_heads(name).read_only

@@ -52,7 +52,7 @@ class Marks:
             for source in volume_map.sources:
                 self._frozen.setdefault(source, 0)
             self._contents.add(volume_map.digests)
-            for source, bits in _blocks_of_layers(volume_map):
+            for source, bits in blocks_of_layers(volume_map):
                 self._frozen[source] |= bits
 
     def names(self, source: Source) -> bool:
@@ -102,7 +102,7 @@ def _digest(volume_map: VolumeMap) -> bytes:
     return digest.digest()
 
 
-def _blocks_of_layers(volume_map: VolumeMap) -> Iterator[tuple[Source, int]]:
+def blocks_of_layers(volume_map: VolumeMap) -> Iterator[tuple[Source, int]]:
     """For each layer and position in an entry, the blocks that name the layer there, as a bitmap."""
     for depth in range(DEPTH):
         column = volume_map.entries[depth::DEPTH]

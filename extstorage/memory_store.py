@@ -202,6 +202,12 @@ class MemoryStore:
     def write_map(self, name: str, volume_map: VolumeMap) -> None:
         self._maps[name] = maps.encode(volume_map)
 
+    def previous_map(self, name: str) -> VolumeMap | None:
+        return None
+
+    def forget_previous_maps(self) -> None:
+        """There are none: nothing gets lost in memory."""
+
     def map_version(self, name: str) -> object:
         return self._maps.get(name)
 
@@ -242,7 +248,7 @@ class MemoryStore:
         finally:
             self._works.remove(work)
 
-    def tidy(self) -> int:
+    def tidy(self, *, dry_run: bool = False) -> int:
         return 0
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> MemoryLock:

@@ -59,6 +59,10 @@ _ERRNO: Mapping[type[Error], int] = {
 }
 
 
+#: What `status` tells of the requests since the server started.
+_COUNTED = ("reads", "read_bytes", "writes", "written_bytes", "flushes", "discards", "errors")
+
+
 class Client(NamedTuple):
     """One connection."""
 
@@ -75,7 +79,7 @@ class Server:
         self.session: Session | None = None
         self.fault = ""
         self.ending = threading.Event()
-        self.requests = {"reads": 0, "writes": 0}
+        self.requests = dict.fromkeys(_COUNTED, 0)
 
     @property
     def run(self) -> Path:
@@ -119,6 +123,9 @@ class Server:
             # After the reply: the process ends at once when no client is connected.
             threading.Timer(0.05, nbdkit.shutdown).start()
             return {}
+        if command == "replace":
+            self.make_room()
+            return {}
         if self.session is None and command == "open":
             # The store may have come back, or the volume may have been repaired.
             self.fault = ""
@@ -141,10 +148,26 @@ class Server:
             raise InputError(message=f"there is no command {command!r}")
         return self.status()
 
+    def make_room(self) -> None:
+        """For a successor: end with clients connected, which nbdkit would wait for. They connect again.
+
+        What they had no answer to they send again, and a write that slips in after the flush is found under /run.
+        """
+        if self.session is not None:
+            self.session.shutdown()
+        threading.Timer(0.05, os._exit, (control.REPLACED,)).start()
+
     def status(self) -> Mapping[str, object]:
         mode = self.session.mode.value if self.session else "broken"
         holds = bool(self.session and self.session.holds_lock)
-        return {"mode": mode, "writer": holds, "size": self.size(), "fault": self.fault, "pid": os.getpid()}
+        found = {"mode": mode, "writer": holds, "size": self.size(), "fault": self.fault, "pid": os.getpid()}
+        return {**found, "requests": dict(self.requests)}
+
+    def count(self, kind: str, volume_of: str = "", length: int = 0) -> None:
+        """One request. Without a lock: at worst two threads that meet here are counted as one."""
+        self.requests[kind] += 1
+        if volume_of:
+            self.requests[volume_of] += length
 
     def idle(self) -> bool:
         """Between calls: whether to go on."""
@@ -244,6 +267,7 @@ def block_size(h: Client) -> tuple[int, int, int]:
 
 def _refuse(error: Exception) -> None:
     """Give the client the error number that tells most."""
+    server.count("errors")
     if isinstance(error, OSError) and error.errno:
         nbdkit.set_error(error.errno)
     else:
@@ -251,6 +275,7 @@ def _refuse(error: Exception) -> None:
 
 
 def pread(h: Client, buf: bytearray, offset: int, flags: int) -> None:
+    server.count("reads", "read_bytes", len(buf))
     try:
         server.use().readinto(memoryview(buf), offset)
     except Exception as error:
@@ -259,6 +284,7 @@ def pread(h: Client, buf: bytearray, offset: int, flags: int) -> None:
 
 
 def pwrite(h: Client, buf: bytes, offset: int, flags: int) -> None:
+    server.count("writes", "written_bytes", len(buf))
     try:
         session = server.use()
         session.write(memoryview(buf), offset)
@@ -270,6 +296,7 @@ def pwrite(h: Client, buf: bytes, offset: int, flags: int) -> None:
 
 
 def flush(h: Client, flags: int) -> None:
+    server.count("flushes")
     try:
         server.use().flush()
     except Exception as error:
@@ -278,6 +305,7 @@ def flush(h: Client, flags: int) -> None:
 
 
 def trim(h: Client, count: int, offset: int, flags: int) -> None:
+    server.count("discards")
     try:
         session = server.use()
         if h.growable:
@@ -292,6 +320,7 @@ def trim(h: Client, count: int, offset: int, flags: int) -> None:
 
 
 def zero(h: Client, count: int, offset: int, flags: int) -> None:
+    server.count("discards")
     try:
         session = server.use()
         session.zero(offset, count)

@@ -119,6 +119,12 @@ class RadosStore:
     def exists(self, name: str) -> bool:
         return self.map_version(name) is not None
 
+    def previous_map(self, name: str) -> VolumeMap | None:  # noqa: ARG002 - `store.py` prescribes it
+        return None
+
+    def forget_previous_maps(self) -> None:
+        """There are none: RADOS keeps copies, and finds out which one is bad."""
+
     def map_version(self, name: str) -> int | None:
         try:
             return self._objects.version(_head(name))
@@ -319,10 +325,10 @@ class RadosStore:
         finally:
             lock.release()
 
-    def tidy(self) -> int:
+    def tidy(self, *, dry_run: bool = False) -> int:
         """Names without a head, left by creations that died: with the store's lock held, there are no others."""
         left = [name for name in self._objects.entries(_NAMES) if not self.exists(name)]
-        for name in left:
+        for name in [] if dry_run else left:
             self._forget_leftovers(name)
             self._forget_name(name)
         return len(left)

@@ -12,7 +12,7 @@ import os
 import select
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -158,6 +158,30 @@ def stop(site: Site, name: str) -> None:
             os.close(process)
         if not ended:
             raise ServerError(name=name, message=f"nothing; it did not end within {STOP_TIMEOUT:g} s")
+
+
+def restart(site: Site, name: str) -> None:
+    """Replace the server by another process, under its clients. The unit starts it by itself."""
+    with _process_of(site, name) as process:
+        control.call(site.directory(name), name, "replace")
+        ended, _, _ = select.select([process], [], [], STOP_TIMEOUT)
+    if not ended:
+        raise ServerError(name=name, message=f"nothing; it did not end within {STOP_TIMEOUT:g} s")
+    if not site.uses_units:
+        _start_plain(site, name)
+    if not wait_for(lambda: is_running(site, name), START_TIMEOUT):
+        raise ServerError(name=name, message="nothing, although it was restarted")
+
+
+@contextlib.contextmanager
+def _process_of(site: Site, name: str) -> Iterator[int]:
+    """A descriptor that becomes readable when the server's process has ended."""
+    pid = int(str(control.call(site.directory(name), name, "status")["pid"]))
+    process = os.pidfd_open(pid)
+    try:
+        yield process
+    finally:
+        os.close(process)
 
 
 def remove_directory(site: Site, name: str) -> None:

@@ -120,6 +120,12 @@ class Store(Protocol):
 
     def write_map(self, name: str, volume_map: VolumeMap) -> None: ...
 
+    def previous_map(self, name: str) -> VolumeMap | None:
+        """The map before the last `write_map`, for repairs; None where none is kept, or after a collection."""
+
+    def forget_previous_maps(self) -> None:
+        """To be called before a collection frees what only they name. Needs the store's lock."""
+
     def map_version(self, name: str) -> object:
         """A value that differs after `write_map`."""
 
@@ -139,7 +145,7 @@ class Store(Protocol):
     def only_one(self, work: str) -> AbstractContextManager[None]:
         """Held during work of which there is one at a time, such as a collection; raises BusyError at once."""
 
-    def tidy(self) -> int:
+    def tidy(self, *, dry_run: bool = False) -> int:
         """Remove what killed creations and removals left; answers with how many there were. Needs the store's lock."""
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> VolumeLock:

@@ -36,6 +36,7 @@ def names(kind: str, **known: object) -> list[str]:
 volumes = functools.partial(names, "volume")
 snapshots = functools.partial(names, "snapshot")
 images = functools.partial(names, "image")
+everything = functools.partial(names, "")
 
 
 def add_listing(group: Group, kind: str) -> None:

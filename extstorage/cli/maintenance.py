@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""archipelago gc: what keeps stores in order."""
+"""archipelago gc and fsck: what keeps stores in order."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import sys
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Options, add_command
+from extstorage.cli.items import everything
 from extstorage.cli.output import Meter, human, print_json
 from extstorage.cli.place import here, stores_meant
-from ganeti_plugin.errors import IntegrityError
+from ganeti_plugin.errors import Error, IntegrityError
 
 if TYPE_CHECKING:
     from extstorage.cli.group import Commands
+    from extstorage.fsck import Finding
     from extstorage.gc import Report
+    from extstorage.servers import Site
 
 
 class NothingFreedError(IntegrityError):
@@ -21,9 +24,18 @@ class NothingFreedError(IntegrityError):
     hint = "repair it with 'archipelago fsck --repair', or remove it"
 
 
+class DamageError(IntegrityError):
+    template = "{count} of {all} faults remain"
+    hint = "what can't be read gives errors and never wrong data; see archipelago(8)"
+
+
 def add(commands: Commands) -> None:
     parser = add_command(commands, "gc", "give back the space that nothing needs any more", _collect, json=True)
     parser.add_argument("--dry-run", action="store_true", help="only say what would be freed")
+    parser = add_command(commands, "fsck", "check volumes, snapshots and images, also in use", _check, json=True)
+    added = parser.add_argument("name", nargs="?", default="", help="one of them; without, everything is checked")
+    added.completer = everything  # type: ignore[attr-defined]
+    parser.add_argument("--repair", action="store_true", help="do what is certain to be right, and say what is lost")
 
 
 def _collect(options: Options) -> None:
@@ -58,3 +70,65 @@ def _sentence(report: Report) -> str:
     gone = f"{report.layers} layers and {report.contents} content blocks {verb}removed"
     seen = f"{report.leftovers} leftovers; {report.maps} maps, {report.seconds:.1f} s"
     return f"{human(report.freed)} {verb}freed: {gone}, {report.shrunk} layers {verb}reduced, {seen}"
+
+
+def _check(options: Options) -> None:
+    from extstorage import apply, fsck
+    from extstorage.names import check_name
+
+    site = here(options)
+    name = check_name(options.name) if options.name else ""
+    wanted = [options.store or apply.find(site, name) or site.default_store] if name else stores_meant(site, options)
+    found: list[tuple[str, Finding]] = []
+    for store_name in wanted:
+        with apply.using_store(site, store_name) as store:
+            meter = Meter(store_name, "checked")
+            progress = meter if sys.stderr.isatty() else _quiet
+            found += [(store_name, one) for one in fsck.check(store, name, repair=options.repair, progress=progress)]
+            meter.end()
+    found += [("", finding) for finding in _check_node(site, name, options.repair)]
+    if options.json:
+        print_json([{"store": store_name, **finding._asdict()} for store_name, finding in found])
+    else:
+        for store_name, finding in found:
+            print(_line(store_name, finding))
+        print(f"{len(found)} findings, {sum(bool(finding.repaired) for _, finding in found)} repaired")
+    left = [finding for _, finding in found if finding.damage and not finding.repaired]
+    if left:
+        raise DamageError(count=len(left), all=len(found))
+
+
+def _check_node(site: Site, name: str, repair: bool) -> list[Finding]:
+    """What is under /run of volumes that nobody serves: after this node's power, it is gone."""
+    from extstorage import attached, run_pages
+
+    dead = [one for one in attached.names(site) if name in ("", one) and attached.is_dead(site, one)]
+    return [_dead(site, one, run_pages.are_left(site.directory(one)), repair) for one in dead]
+
+
+def _dead(site: Site, name: str, marks: bool, repair: bool) -> Finding:
+    from extstorage import apply
+    from extstorage.fsck import Finding
+
+    repaired = ""
+    try:
+        there = bool(apply.find(site, name))
+        text = "its server died here" if there else "it is attached here, and in no store"
+        if not there and repair:
+            apply.detach(site, name)
+            repaired = "detached"
+        elif there and marks:
+            text += ", and what that had acknowledged is not yet in the store"
+            if repair:
+                apply.close_volume(site, name)
+                repaired = "brought into the store"
+    except Error as error:
+        text = str(error)
+    return Finding(name, text, repaired=repaired, damage=marks)
+
+
+def _line(store_name: str, finding: Finding) -> str:
+    runs = ", ".join(f"{first}-{last}" if last > first else f"{first}" for first, last in finding.blocks)
+    where = f"{finding.name or store_name}: "
+    blocks = f"; blocks of 4 MiB that can't be read: {runs}" if runs and not finding.repaired else ""
+    return f"{where}{finding.text}{blocks}" + (f" [{finding.repaired}]" if finding.repaired else "")

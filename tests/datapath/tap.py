@@ -104,6 +104,7 @@ class Tap:
             self._replace(monkeypatch, os, name, name)
         for name, ours in (("rename", "rename"), ("replace", "rename"), ("unlink", "unlink"), ("remove", "unlink")):
             self._replace(monkeypatch, os, name, ours)
+        self._replace(monkeypatch, os, "link", "link")
         self._replace(monkeypatch, files_store, "_fallocate", "fallocate")
 
     def _replace(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, ours: str) -> None:
@@ -284,6 +285,17 @@ class Tap:
             else:
                 self._names(goal, (), ((target[-1], node),))
                 self._names(source, (parts[-1],), ())
+
+    def _link(self, old: Any, new: Any) -> None:
+        parts, target = self._parts(old), self._parts(new)
+        assert parts
+        assert target
+        with self._mutex:
+            self._reaper.allow()
+            self._real["link"](old, new)
+            node = self._find(parts)
+            assert node is not None
+            self._names(self._parent(target), (), ((target[-1], node),))
 
     def _unlink(self, path: Any, *, dir_fd: int | None = None, how: str = "unlink") -> None:
         parts = self._parts(path, dir_fd)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.place import ROOT, Traces, done, host, tried
+from tests.e2e.guest import Guest, Writer, parameters
+from tests.e2e.place import IMAGE, ROOT, Traces, done, host, tried
 from tests.testbed.layout import CACHE
 
 pytestmark = pytest.mark.timeout(600)
@@ -15,25 +17,32 @@ pytestmark = pytest.mark.timeout(600)
 NAME = "upgrade1.test"
 
 
-@pytest.fixture(name="guest")
-def _guest(node1: str) -> Iterator[str]:
-    """A running instance with an empty disk."""
+@pytest.fixture(name="guest", scope="module")
+def _guest(node1: str) -> Iterator[Guest]:
+    """A running instance that can write to an empty disk."""
     done(
-        *("gnt-instance", "add", "-n", "node1.testbed", "-t", "ext", "--disk", "0:size=1G,provider=archipelago"),
-        *("-o", "snf-image+default", "-O", "img_id=null,img_format=diskdump", "--no-install"),
-        *("--net", "0:ip=pool,network=public", "-B", "minmem=128M,maxmem=128M,vcpus=1"),
-        *("--no-name-check", "--no-ip-check", NAME),
+        *("gnt-instance", "add", "-n", "node1.testbed", "-t", "ext"),
+        *("--disk", f"0:size=128M,provider=archipelago,origin={IMAGE}", "--disk", "1:size=1G,provider=archipelago"),
+        *("-o", "snf-image+default", "-O", parameters(), "--net", "0:ip=pool,network=public"),
+        *("-B", "minmem=128M,maxmem=128M,vcpus=1", "--no-name-check", "--no-ip-check"),
+        *("--tags", "synnefo:network:0:unprotected", NAME),
     )
-    done("gnt-instance", "startup", NAME)
-    yield NAME
+    yield Guest(NAME)
     tried("gnt-instance", "remove", "-f", "--shutdown-timeout=0", NAME)
 
 
-def running() -> str:
+def running(what: str = "qemu-system|nbdkit") -> str:
     """The processes that the guest lives on: QEMU and the server of its volume."""
-    found = done("pgrep", "-f", "qemu-system|nbdkit")
-    assert len(found.split()) >= 2
+    found = done("pgrep", "-f", what)
+    assert len(found.split()) >= what.count("|") + 1
     return found
+
+
+def servers() -> dict[str, dict[str, object]]:
+    """By volume, what its server says of itself."""
+    found = json.loads(done("archipelago", "server", "list", "--json"))
+    assert len(found) == 2
+    return {server["name"]: server for server in found}
 
 
 def firewall() -> str:
@@ -46,20 +55,33 @@ def firewall() -> str:
     return "\n".join(known)
 
 
-def test_an_upgrade_disturbs_no_guest(guest: str) -> None:
+def test_an_upgrade_disturbs_no_guest(guest: Guest) -> None:
     built = host(ROOT / "tests/packaging/build-packages", "--suffix", "next", CACHE / "build-root")
     assert built.status == 0, built.said
-    before = running(), firewall(), Traces.look()
+    writer = Writer(guest, "/dev/vdb", first=0, size=4096, slots=1024)
+    writer.start()
+    before, served = (running("qemu-system"), firewall(), Traces.look()), servers()
     done("bash", "-c", "dpkg -i /src/build/deb-next/*.deb")
     assert done("dpkg-query", "-W", "-f", "${Version}", "snf-archipelago").endswith("+next")
-    assert (running(), firewall(), Traces.look()) == before
+    assert (running("qemu-system"), firewall(), Traces.look()) == before
+    # The servers run the new code: other processes, younger than its files, and as much writers as the old ones.
+    now = servers()
+    newest = "/usr/share/snf-ganeti/extstorage/nbdkit_plugin.py"
+    for volume, server in now.items():
+        assert server["pid"] != served[volume]["pid"]
+        assert (server["mode"], server["writer"]) == (served[volume]["mode"], served[volume]["writer"])
+        done("bash", "-c", f"[ $(stat -c %Y /proc/{server['pid']}) -ge $(stat -c %Z {newest}) ]")
+    writer.progress()
+    writer.stop()
+    writer.check(guest.volume(1), "node1")
     assert done("systemctl", "is-active", "snf-network") == "active"
     done("snf-image", "helper", "verify")
-    done("gnt-instance", "reboot", "--type=hard", guest)
+    done("gnt-instance", "reboot", "--type=hard", NAME)
 
 
 @pytest.mark.parametrize(("package", "reason"), [("snf-archipelago", "attached"), ("snf-network", "guests have NICs")])
-def test_a_part_that_a_guest_needs_is_not_removed(guest: str, package: str, reason: str) -> None:
+@pytest.mark.usefixtures("guest")
+def test_a_part_that_a_guest_needs_is_not_removed(package: str, reason: str) -> None:
     before = running(), firewall()
     refused = tried("apt-get", "-y", "remove", package)
     assert refused.status != 0

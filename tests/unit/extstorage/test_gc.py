@@ -195,7 +195,7 @@ def test_what_killed_creations_left_is_removed(tmp_path: Path) -> None:
         (tmp_path / "store/maps" / name).mkdir()
         (tmp_path / "store/maps" / name / "map").write_bytes(b"half")
     (tmp_path / "store/content/new/ab.1").write_bytes(b"of a running import")
-    assert gc.collect(store, dry_run=True).leftovers == 0
+    assert gc.collect(store, dry_run=True).leftovers == 2
     assert gc.collect(store).leftovers == 2
     assert [path.name for path in (tmp_path / "store/content/new").iterdir()] == ["ab.1"]
     assert list((tmp_path / "store/maps").iterdir()) == []
@@ -383,7 +383,7 @@ def test_volumes_in_use_while_collections_run(tmp_path: Path) -> None:
         try:
             mine = History(FilesStore(tmp_path / "store"), seed + number)
             mine.count = 1000 * number
-            for _ in range(300):
+            for _ in range(200):
                 if not mine.snapshots:
                     name = mine.new_name("v")
                     catalog.create_volume(mine.store, name, BLOCKS * BLOCK, origin=template)

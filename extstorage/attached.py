@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What is attached on this node: one directory under /run and one server for each volume."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from extstorage import answer, control, servers
+from extstorage.errors import ServerError
+from extstorage.servers import Site
+
+#: Seconds in which systemd starts a server again that died.
+_COMES_BACK = 2.0
+
+
+class Attached(NamedTuple):
+    """One volume, as its server describes it; with an empty mode when there is no server."""
+
+    name: str
+    store: str
+    mode: str
+    writer: bool
+    pid: int
+    device: str
+    fault: str
+    requests: Mapping[str, int]
+
+
+def names(site: Site) -> list[str]:
+    try:
+        return sorted(
+            name for name in os.listdir(site.run) if not name.startswith(".") and site.directory(name).is_dir()
+        )
+    except FileNotFoundError:
+        return []
+
+
+def look(site: Site, name: str) -> Attached:
+    """Ask the server of one volume."""
+    device = answer.device_of(str(site.device_directory(name)), str(site.directory(name)))
+    nothing = Attached(name, servers.recorded_store(site, name), "", False, 0, device, "", {})
+    if not servers.is_running(site, name):
+        return nothing._replace(fault="there is no server")
+    try:
+        status = control.call(site.directory(name), name, "status")
+    except ServerError as error:
+        return nothing._replace(fault=str(error))
+    requests = status["requests"]
+    assert isinstance(requests, dict)
+    mode, writer, pid = str(status["mode"]), bool(status["writer"]), int(str(status["pid"]))
+    return nothing._replace(mode=mode, writer=writer, pid=pid, fault=str(status["fault"]), requests=requests)
+
+
+def is_dead(site: Site, name: str) -> bool:
+    """Whether a server is gone and nobody starts it again."""
+    return not servers.wait_for(lambda: servers.is_running(site, name), _COMES_BACK)
+
+
+def restart(site: Site, name: str) -> Attached:
+    """Have another process of today's code serve the volume; its clients reconnect and notice a pause.
+
+    Raises ServerError when it must stay, or does not come back as it was.
+    """
+    before = look(site, name)
+    if not before.mode:
+        raise ServerError(name=name, message=f"nothing, so it was not restarted: {before.fault}")
+    if before.device.startswith("/dev/loop"):
+        message = f"its block device {before.device} would not survive; restart its instance instead"
+        raise ServerError(name=name, message=message)
+    if before.mode == "shared":
+        raise ServerError(name=name, message="it is in the middle of a migration; try again later")
+    servers.restart(site, name)
+    after = look(site, name)
+    if (after.mode, after.writer) != (before.mode, before.writer) and before.writer:
+        raise ServerError(name=name, message=f"it was {before.mode} and came back as {after.mode or 'nothing'}")
+    return after

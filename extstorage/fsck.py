@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Checking a store, while it is used: maps, facts, layers, bitmaps, contents, and what interrupted work left.
+
+A repair does what is certain to be right, and says what is lost where data are missing; such blocks go on giving errors
+when they are read, so that nobody takes zeros for data. It takes the locks that it needs, and leaves alone what is in
+use.
+
+What must never be, and is looked for first: two volumes that write the same layer, and a volume that may write a layer
+that others name as frozen (a map older than what was made from it, such as one that somebody restored by hand).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from extstorage import gc, intake, maps
+from extstorage.errors import BadNameError, BrokenError, HeldError, NoSuchVolumeError
+from extstorage.maps import CONTENT, DEPTH, DIGEST, Source, VolumeMap
+from extstorage.marks import blocks_of_layers
+from extstorage.names import BLOCK, PAGE, check_name
+from extstorage.pages import mask_of, runs
+from extstorage.store import Info, Layer, Store
+from ganeti_plugin.errors import Error
+from ganeti_plugin.log import warning
+
+#: How often a map that changes again and again is read; its volume is in good use.
+_ATTEMPTS = 5
+
+Progress = Callable[[int], None]
+
+
+class Finding(NamedTuple):
+    """Something that is not as it should be. `name` is empty when it concerns the whole store."""
+
+    name: str
+    text: str
+    #: Of the blocks that can't be read: first and last of each run.
+    blocks: tuple[tuple[int, int], ...] = ()
+    #: What was done about it.
+    repaired: str = ""
+    #: Whether it is damage; otherwise it is what interrupted work left.
+    damage: bool = True
+
+
+def check(
+    store: Store, name: str = "", *, repair: bool = False, progress: Progress = lambda _percent: None
+) -> list[Finding]:
+    """Check one name, or all. Raises NoSuchVolumeError, and BusyError while a collection runs."""
+    if name and not store.exists(name):
+        raise NoSuchVolumeError(what="volume, snapshot or image", name=name, store=store.title)
+    with store.only_one(gc.WORK):
+        return _Check(store, repair).run([name] if name else store.names(), progress)
+
+
+class _ChangedError(Exception):
+    """The map was changed, or removed, while it was checked."""
+
+
+class _Check:
+    def __init__(self, store: Store, repair: bool) -> None:
+        self._store = store
+        self._repair = repair
+        self._found: list[Finding] = []
+        self._layers: dict[Source, BrokenError | None] = {}
+        self._contents: set[bytes] = set()
+        self._epochs: dict[bytes, list[int]] = {}
+        self._version: object = None
+
+    def run(self, names: Sequence[str], progress: Progress) -> list[Finding]:
+        # Before the maps are read: a volume makes its layers after its map.
+        self._epochs = self._list_epochs()
+        self._contents = {digest for digest, _ in self._store.contents()}
+        for position, name in enumerate(names):
+            progress(100 * position // len(names))
+            self._check_name(name)
+        self._check_owners(names)
+        self._check_leftovers()
+        return self._found
+
+    def _list_epochs(self) -> dict[bytes, list[int]]:
+        """For each owner, the epochs of its layers."""
+        epochs: dict[bytes, list[int]] = {}
+        for source in self._store.layers():
+            epochs.setdefault(source.owner, []).append(source.epoch)
+        return epochs
+
+    def _note(self, name: str, text: str, *, repaired: str = "", damage: bool = True, blocks: int = 0) -> None:
+        """One more finding; `blocks` is a bitmap."""
+        found = Finding(name, text, tuple(_runs_of(blocks)), repaired, damage)
+        self._found.append(found)
+        warning("%s: %s: %s%s", self._store.title, name or "store", text, f" ({repaired})" if repaired else "")
+
+    def _check_leftovers(self) -> None:
+        with self._store.locked():
+            count = self._store.tidy(dry_run=not self._repair)
+        if count:
+            repaired = "removed" if self._repair else ""
+            self._note("", f"killed creations and removals left {count} traces", repaired=repaired, damage=False)
+
+    # One name.
+
+    def _check_name(self, name: str) -> None:
+        try:
+            check_name(name)
+        except BadNameError as error:
+            self._note(name, f"no volume can have this name: {error}")
+            return
+        with contextlib.suppress(NoSuchVolumeError):
+            self._check_facts(name)
+            self._check_request(name)
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(_ChangedError, NoSuchVolumeError):
+                self._version = self._store.map_version(name)
+                self._check_map(name)
+                return
+
+    def _check_map(self, name: str) -> None:
+        """Raises _ChangedError when the map changes before a fault is noted: then it is no fault yet."""
+        try:
+            found = self._store.read_map(name)
+        except BrokenError as error:
+            self._confirm(name)
+            self._note(name, str(error), repaired=self._repaired(name, self._restore_map))
+            return
+        if not self._check_entries(name, found):
+            return
+        for source, bits in _united(found).items():
+            self._check_layer(name, source, bits)
+        # There is none before the first write.
+        if not found.read_only and found.epoch in self._epochs.get(found.owner, ()):
+            self._check_layer(name, found.current, mask_of(0, found.blocks), current=True)
+        self._check_contents(name, found)
+
+    def _confirm(self, name: str) -> None:
+        if self._store.map_version(name) != self._version:
+            raise _ChangedError
+
+    def _check_facts(self, name: str) -> None:
+        try:
+            self._store.read_info(name)
+        except BrokenError as error:
+            done = self._repaired(name, self._forget_facts)
+            self._note(name, str(error), repaired=done)
+            return
+        if intake.is_pending(self._store, name) and not self._is_held(name):
+            self._note(name, "an interrupted import; the next one of this image goes on", damage=False)
+
+    def _forget_facts(self, name: str) -> str:
+        with self._locked(name):
+            self._store.write_info(name, Info(created=0.0))
+        return "origin, disk name and properties are lost"
+
+    def _check_entries(self, name: str, found: VolumeMap) -> bool:
+        """Whether all numbers in a map mean something; its checksum says only that it is as it was written."""
+        contents = len(found.digests) // DIGEST
+        bad = [n for n in set(found.entries) if (n ^ CONTENT >= contents if n & CONTENT else n > len(found.sources))]
+        if bad:
+            self._note(name, "the map names layers that it does not list")
+        return not bad
+
+    def _check_layer(self, name: str, source: Source, bits: int, *, current: bool = False) -> None:
+        """A layer and the blocks that this map needs of it."""
+        error = self._fault_of(source)
+        bad = self._unreadable(source, bits) if error else 0
+        if not bad:
+            return
+        self._confirm(name)
+
+        def rebuild(_name: str) -> str:
+            with self._locked(name) if current else contextlib.nullcontext():
+                return self._rebuild(source, bad)
+
+        self._note(name, str(error), blocks=bad, repaired=self._repaired(name, rebuild))
+
+    def _fault_of(self, source: Source) -> BrokenError | None:
+        """What is wrong with a layer, whatever map names it."""
+        if source not in self._layers:
+            self._layers[source] = None
+            try:
+                self._store.layer(source).present()
+            except BrokenError as error:
+                self._layers[source] = error
+        return self._layers[source]
+
+    def _unreadable(self, source: Source, bits: int) -> int:
+        """Those of the blocks of which nobody can tell what the layer has."""
+        try:
+            layer = self._store.layer(source)
+        except BrokenError:
+            return bits
+        bad = 0
+        for index in _indexes_of(bits):
+            try:
+                layer.load_pages(index)
+            except BrokenError:
+                bad |= 1 << index
+        return bad
+
+    def _rebuild(self, source: Source, bad: int) -> str:
+        """Bitmaps that are lost, from the data: what is there was written. What was discarded is no longer known."""
+        if self._store.atomic_pages:
+            return ""
+        try:
+            layer = self._store.layer(source)
+        except BrokenError:
+            return ""
+        bits = {index: _pages_with_data(layer, index) for index in _indexes_of(bad)}
+        self._store.layer(source, writable=True).save_pages(bits)
+        return "the bitmaps were made anew from the data; pages that were discarded there may show older data"
+
+    def _check_contents(self, name: str, found: VolumeMap) -> None:
+        missing = set()
+        for number in range(len(found.digests) // DIGEST):
+            digest = found.digests[number * DIGEST : (number + 1) * DIGEST]
+            if digest not in self._contents and not self._can_be_read(digest):
+                missing.add(CONTENT | number)
+        if missing:
+            bad = 0
+            for position, number in enumerate(found.entries):
+                if number in missing:
+                    bad |= 1 << position // DEPTH
+            self._confirm(name)
+            self._note(name, f"{len(missing)} content blocks are missing", blocks=bad)
+
+    def _can_be_read(self, digest: bytes) -> bool:
+        """It may have come since the check began, or be in a store of Pithos."""
+        try:
+            self._store.layer(Source(digest, 0)).readinto(0, 0, memoryview(bytearray(1)))
+        except BrokenError:
+            return False
+        return True
+
+    def _check_request(self, name: str) -> None:
+        if not self._store.lock_is_asked_for(name) or self._is_held(name):
+            return
+        if self._repair:
+            self._store.forget_request(name)
+        repaired = "forgotten" if self._repair else ""
+        self._note(name, "a migration that ended asked for the lock", repaired=repaired, damage=False)
+
+    def _is_held(self, name: str) -> bool:
+        """Asked only about what nobody is about to open: for a moment, the lock is ours."""
+        try:
+            self._store.lock_volume(name).release()
+            return False
+        except (HeldError, NoSuchVolumeError):
+            return True
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        lock = self._store.lock_volume(name, patience=self._store.patience)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _repaired(self, name: str, work: Callable[[str], str]) -> str:
+        """What a repair did; "" when there is none, or when somebody uses the volume."""
+        if not self._repair:
+            return ""
+        try:
+            return work(name)
+        except (Error, ValueError) as error:
+            warning("%s: not repaired: %s", name, error)
+            return ""
+
+    # Maps and owners.
+
+    def _restore_map(self, name: str) -> str:
+        """The generation before, brought to where the volume is: nothing was lost if that was a snapshot."""
+        with self._locked(name), self._store.locked():
+            old = self._store.previous_map(name)
+            if old is None:
+                return ""
+            if not old.read_only and self._newest(old) > old.epoch:
+                old = self._next_generation(old)
+            self._store.write_map(name, old)
+        return f"the map before the last change is back, with {old.size} bytes"
+
+    def _newest(self, found: VolumeMap) -> int:
+        """The epoch in which the volume is, by what is there: one above the newest frozen layer, or that of data."""
+        named = (source for _, head in self._heads() for source in head.sources)
+        frozen = [source.epoch + 1 for source in named if source.owner == found.owner]
+        return max([*frozen, *self._list_epochs().get(found.owner, ())], default=0)
+
+    def _next_generation(self, old: VolumeMap) -> VolumeMap:
+        """What the snapshot wrote that `old` knows nothing of. Raises ValueError if more than that happened."""
+        if self._newest(old) != old.epoch + 1:
+            raise ValueError("the map is older than the last snapshot")
+        layer = self._store.layer(old.current)
+        return maps.freeze(old, {index: layer.load_pages(index) for index in layer.present()})
+
+    def _check_owners(self, names: Sequence[str]) -> None:
+        """Between two maps that are read while volumes are used, anything may seem wrong: look again under the lock."""
+        if not self._clashes():
+            return
+        with self._store.locked():
+            clashes = self._clashes()
+        for name, text, can_advance in clashes:
+            if name in names:
+                self._note(name, text, repaired=self._repaired(name, self._advance) if can_advance else "")
+
+    def _clashes(self) -> list[tuple[str, str, bool]]:
+        """Volumes whose layer is not theirs alone: name, what is wrong, whether a newer map can be made."""
+        epochs = self._list_epochs()
+        writers: dict[bytes, tuple[str, int]] = {}
+        frozen: dict[bytes, tuple[int, str]] = {}
+        found = []
+        for name, head in self._heads():
+            for source in head.sources:
+                frozen[source.owner] = max(frozen.get(source.owner, (-1, "")), (source.epoch, name))
+            if not head.read_only:
+                if head.owner in writers:
+                    text = f"it writes the same layer as {writers[head.owner][0]!r}: use neither, and remove one"
+                    found.append((name, text, False))
+                writers[head.owner] = name, head.epoch
+        for owner, (name, epoch) in writers.items():
+            highest, other = frozen.get(owner, (-1, ""))
+            if highest >= epoch:
+                text = f"its map is older than that of {other!r}: it may write what is frozen there"
+                found.append((name, text, True))
+            elif max(epochs.get(owner, ()), default=0) > epoch:
+                found.append((name, "its map is older than its data", True))
+        return found
+
+    def _heads(self) -> Iterator[tuple[str, VolumeMap]]:
+        for name in self._store.names():
+            with contextlib.suppress(BrokenError, NoSuchVolumeError):
+                yield name, self._store.read_heads(name)
+
+    def _advance(self, name: str) -> str:
+        with self._locked(name), self._store.locked():
+            old = self._store.read_map(name)
+            self._store.write_map(name, self._next_generation(old))
+        return "the map was brought to the last snapshot"
+
+
+def _united(found: VolumeMap) -> dict[Source, int]:
+    """For each frozen layer, the blocks that name it, as a bitmap."""
+    united: dict[Source, int] = {}
+    for source, bits in blocks_of_layers(found):
+        united[source] = united.get(source, 0) | bits
+    return united
+
+
+def _indexes_of(bits: int) -> Iterator[int]:
+    for first, end, is_set in runs(bits, 0, bits.bit_length()):
+        if is_set:
+            yield from range(first, end)
+
+
+def _runs_of(bits: int) -> Iterator[tuple[int, int]]:
+    return ((first, end - 1) for first, end, is_set in runs(bits, 0, bits.bit_length()) if is_set)
+
+
+def _pages_with_data(layer: Layer, index: int) -> int:
+    bits = position = 0
+    for length, hole in layer.holes(index, 0, BLOCK):
+        if not hole:
+            bits |= mask_of(position // PAGE, -(-(position + length) // PAGE))
+        position += length
+    return bits

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What the administrator does with servers and with what they left: list, restart, count, check, collect."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.real.extstorage.provider import RUN, STORE, command, do, eventually, new_name, qemu_io, server_pid
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def volume() -> Iterator[str]:
+    name = new_name()
+    do("create", name, VOL_SIZE="64")
+    do("attach", name)
+    yield name
+    do("remove", name)
+
+
+def said(*arguments: str) -> str:
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def server(volume: str) -> dict[str, object]:
+    return next(dict(one) for one in json.loads(said("server", "list", "--json")) if one["name"] == volume)
+
+
+def test_a_restarted_server_is_another_process_and_the_same_writer(volume: str) -> None:
+    do("open", volume, VOL_OPEN_EXCLUSIVE="True")
+    qemu_io(volume, "write -P 1 0 1M")
+    before = server(volume)
+    assert (before["mode"], before["writer"], before["pid"]) == ("exclusive", True, server_pid(volume))
+    assert "served by process" in said("server", "restart", volume)
+    after = server(volume)
+    assert after["pid"] not in (0, before["pid"])
+    assert (after["mode"], after["writer"]) == ("exclusive", True)
+    qemu_io(volume, "read -P 1 0 1M", "write -P 2 1M 1M")
+    assert "served by process" in said("server", "restart", "--all")
+    qemu_io(volume, "read -P 2 1M 1M")
+
+
+def test_a_client_in_the_middle_of_its_work_goes_on(volume: str) -> None:
+    options = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={RUN / volume / 'nbd.sock'}"
+    client = subprocess.Popen(
+        ["qemu-io", "--image-opts", f"{options},file.reconnect-delay=30"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert client.stdin
+    client.stdin.write("write -P 1 0 1M\n")
+    client.stdin.flush()
+    eventually(lambda: server(volume)["writer"] is True)
+    said("server", "restart", volume)
+    output, _ = client.communicate("write -P 2 1M 1M\nread -P 1 0 1M\nread -P 2 1M 1M\nflush\nquit\n", timeout=60)
+    assert client.returncode == 0, output
+    assert "failed" not in output.lower(), output
+
+
+def test_requests_are_counted(volume: str) -> None:
+    qemu_io(volume, "write -P 1 0 1M", "read 0 64k", "discard 0 64k", "flush")
+    counted = server(volume)["requests"]
+    assert isinstance(counted, dict)
+    assert counted["written_bytes"] == MIB
+    assert counted["read_bytes"] >= 65536
+    assert counted["discards"] >= 1
+    assert counted["flushes"] >= 1
+    assert counted["errors"] == 0
+
+
+def test_what_has_no_server_is_said_and_not_restarted(volume: str) -> None:
+    done = command("server", "restart", "no-such-volume")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 2, done.stderr
+    assert command("server", "restart").returncode == 2
+
+
+def test_what_a_dead_server_acknowledged_is_brought_into_the_store(volume: str) -> None:
+    """Its directory is as a server leaves it that is killed where nobody starts it again."""
+    qemu_io(volume, "write -P 7 0 1M")
+    kept = RUN.parent / "kept"
+    shutil.copytree(RUN / volume, kept, ignore=shutil.ignore_patterns("*.sock"))
+    if os.path.exists("/run/systemd/system"):
+        subprocess.run(["systemctl", "kill", "--signal=KILL", f"snf-archipelago@{volume}.service"], check=True)
+        subprocess.run(["systemctl", "stop", f"snf-archipelago@{volume}.service"], check=True)
+    else:
+        os.kill(server_pid(volume), signal.SIGKILL)
+        eventually(lambda: server_pid(volume) == 0)
+    found = command("fsck", volume, "--json")
+    shutil.rmtree(kept)
+    (finding,) = json.loads(found.stdout)
+    assert finding["name"] == volume
+    assert "not yet in the store" in finding["text"]
+    assert found.returncode == 1
+    assert "[brought into the store]" in said("fsck", "--repair", volume)
+    do("attach", volume)
+    qemu_io(volume, "read -P 7 0 1M")
+    assert json.loads(said("fsck", volume, "--json")) == []
+
+
+def test_nothing_is_left_after_a_collection(volume: str) -> None:
+    said("gc")
+    before = set((STORE / "data").iterdir())
+    qemu_io(volume, "write -P 1 0 1M")
+    said("snapshot", "create", volume, "golden")
+    clone = new_name()
+    do("create", clone, VOL_SIZE="64", EXTP_ORIGIN="golden")
+    said("snapshot", "remove", "golden")
+    said("gc")
+    do("attach", clone)
+    qemu_io(clone, "read -P 1 0 1M")
+    do("remove", clone)
+    report = json.loads(said("gc", "--dry-run", "--json"))
+    assert report[0]["layers"] == 0, "the volume itself still has the layer"
+    do("remove", volume)
+    said("gc")
+    assert set((STORE / "data").iterdir()) <= before
+    do("create", volume, VOL_SIZE="64")

@@ -31,7 +31,7 @@ def _attach(call: ExtStorageCall) -> str:
     directory = f"{answer.RUN}/{wanted.volume}"
     shown = wanted.device is not plan.Device.NONE
     device = answer.device_of(f"{answer.DEVICES}/{wanted.volume}", directory) if shown else ""
-    if answer.is_serving(directory) and (device or not shown):
+    if answer.is_serving(directory) and not answer.is_faulty(directory) and (device or not shown):
         return answer.text(device, f"{directory}/nbd.sock" if wanted.uri else "")
     from extstorage import apply
 
@@ -46,7 +46,7 @@ def _act(call: ExtStorageCall) -> None:
     store = plan.store_of(call)
     if action is Action.CREATE:
         apply.create(site, plan.plan_create(call))
-    elif action is Action.DETACH:
+    elif action is Action.DETACH or (action is Action.REMOVE and plan.is_kept(call)):
         apply.detach(site, call.volume)
     elif action is Action.REMOVE:
         apply.remove(site, call.volume, store)

@@ -15,6 +15,10 @@ RUN = "/run/snf-archipelago"
 #: The same for block devices. Only root may write here: the paths below it are given to losetup.
 DEVICES = "/run/snf-archipelago-device"
 
+#: In a volume's directory: in which mode its server was, and why it can't serve it.
+MODE_FILE = "mode"
+FAULT_FILE = "fault"
+
 #: Seconds that QEMU keeps trying while the server restarts. It rides on the URI: Ganeti 3.0 hands that on as it is.
 RECONNECT_DELAY = 30
 
@@ -27,6 +31,11 @@ def is_serving(directory: str) -> bool:
         except OSError:
             return False
     return os.path.exists(f"{directory}/nbd.sock")
+
+
+def is_faulty(directory: str) -> bool:
+    """Whether that server has found no volume to serve, and answers every request with an error."""
+    return os.path.exists(f"{directory}/{FAULT_FILE}")
 
 
 def device_of(directory: str, server_directory: str) -> str:

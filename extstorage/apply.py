@@ -8,8 +8,14 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from extstorage import answer, catalog, control, devices, run_pages, servers, stores
-from extstorage.errors import BadSizeError, BrokenError, NoSuchVolumeError, ServerError, UnreachableStoreError
+from extstorage import answer, catalog, control, devices, run_pages, servers, space, stores
+from extstorage.errors import (
+    BadSizeError,
+    BrokenError,
+    HeldError,
+    NoSuchVolumeError,
+    UnreachableStoreError,
+)
 from extstorage.identity import acting_as
 from extstorage.names import check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
@@ -23,6 +29,11 @@ from ganeti_plugin.log import warning
 
 class NoDataToReuseError(StateError):
     template = "no volume is named {name!r} or belongs to the disk {cname!r}, so there is no data to reuse"
+
+
+class AmbiguousReuseError(StateError):
+    template = "several volumes belong to the disk {cname!r}: {names}"
+    hint = "remove those that are not wanted: archipelago volume remove NAME"
 
 
 def site() -> Site:
@@ -44,17 +55,20 @@ def find(site: Site, volume: str, wanted: str = "") -> str:
     First the one that serves it, then the wanted one, the default, and all others, for the disk parameter may have been
     changed since. Raises UnreachableStoreError when it may be in a store that can't be asked.
     """
-    fault: UnreachableStoreError | None = None
+    faults: list[UnreachableStoreError] = []
     for name in _candidates(site, volume, wanted):
         try:
             with using_store(site, name) as store:
-                if store.exists(volume):
-                    return name
+                there = store.exists(volume)
         except (Error, OSError) as error:
-            warning("the store %s can't be used: %s", name, error)
-            fault = fault or UnreachableStoreError(name=name, reason=error)
-    if fault:
-        raise fault
+            faults.append(UnreachableStoreError(name=name, reason=error))
+            continue
+        if there:
+            for fault in faults:
+                warning("%s", fault)
+            return name
+    if faults:
+        raise faults[0]
     return ""
 
 
@@ -77,6 +91,18 @@ def _no_such_volume(site: Site, volume: str) -> NoSuchVolumeError:
     return NoSuchVolumeError(what="volume or snapshot", name=volume, store=" or ".join(site.stores))
 
 
+def usages(site: Site) -> list[space.Usage]:
+    """How full the stores are; those that can't be asked are among them, with the reason."""
+    found = []
+    for name in site.stores:
+        try:
+            with using_store(site, name) as store:
+                found.append(space.Usage(name, store.space()))
+        except (Error, OSError) as error:
+            found.append(space.Usage(name, None, str(error)))
+    return found
+
+
 def create(site: Site, plan: CreatePlan) -> None:
     """A clone is made where its origin is, unless the disk names a store."""
     devices.check(site, plan.device)
@@ -84,31 +110,58 @@ def create(site: Site, plan: CreatePlan) -> None:
         _adopt(site, plan)
         return
     elsewhere = plan.origin and not plan.store and len(site.stores) > 1
-    with using_store(site, find(site, plan.origin) if elsewhere else plan.store) as store:
+    home = find(site, plan.origin) if elsewhere else plan.store
+    with using_store(site, home) as store:
+        if not store.exists(plan.volume):
+            space.check_room(home or site.default_store, store)
         catalog.create_volume(store, plan.volume, plan.size, origin=plan.origin, cname=plan.cname)
 
 
 def _adopt(site: Site, plan: CreatePlan) -> None:
-    for name in [plan.store] if plan.store else _candidates(site, plan.volume, ""):
-        with using_store(site, name) as store:
-            if catalog.adopt(store, plan.volume, plan.size, plan.cname):
-                return
-    raise NoDataToReuseError(name=plan.volume, cname=plan.cname)
+    """Give Ganeti's new disk the volume of that name, or else the one that an earlier disk of that disk name had."""
+    found = find(site, plan.volume, plan.store)
+    if found:
+        with using_store(site, found) as store:
+            catalog.check_size_of(store, plan.volume, plan.size)
+        return
+    homes = [(name, old) for name in _candidates(site, "", plan.store) for old in _of_disk_name(site, name, plan.cname)]
+    if not homes:
+        raise NoDataToReuseError(name=plan.volume, cname=plan.cname)
+    if len(homes) > 1:
+        raise AmbiguousReuseError(cname=plan.cname, names=" and ".join(old for _, old in homes))
+    name, old = homes[0]
+    if servers.is_running(site, old):
+        raise HeldError(name=old, holder="this node, where it is attached")
+    detach(site, old)  # a server that was killed may have left what it had acknowledged
+    with using_store(site, name) as store:
+        catalog.adopt(store, old, plan.volume, plan.size)
+
+
+def _of_disk_name(site: Site, name: str, cname: str) -> list[str]:
+    if not cname:
+        return []
+    with using_store(site, name) as store:
+        return catalog.of_disk_name(store, cname)
 
 
 def attach(site: Site, plan: AttachPlan) -> str:
     """Answers with what attach prints. A volume that is there in any shape can be attached, or Ganeti would leak it.
 
     So is one whose store can't be asked: its server answers with errors, and a removal then fails instead of leaking.
+    Such a server is replaced each time, and a device with it, for the volume may have come back.
     """
+    if answer.is_faulty(str(site.directory(plan.volume))):
+        devices.stop_device(site, plan.volume)
+        servers.stop(site, plan.volume)
     if not servers.is_running(site, plan.volume):
+        fault = ""
         try:
             name = find(site, plan.volume, plan.store)
         except UnreachableStoreError as error:
-            name = str(error.name)
+            name, fault = str(error.name), str(error)
         if not name:
             raise _no_such_volume(site, plan.volume)
-        servers.start(site, plan.volume, name)
+        servers.start(site, plan.volume, name, fault)
     shown = plan.device is not Device.NONE
     device = devices.start_device(site, plan.volume, plan.device) if shown else ""
     return answer.text(device, str(site.socket(plan.volume)) if plan.uri else "")
@@ -134,10 +187,12 @@ def _flush_marks(site: Site, name: str, directory: Path) -> None:
     with using_store(site, found) as store:
         try:
             session = Session(store, name, directory)
-        except BrokenError:
-            return
-        session.open(True)
-        session.shutdown()
+            session.open(True)
+            session.shutdown()
+        except BrokenError as error:
+            warning("%s", error)
+        except HeldError as error:
+            warning("%s, so what was not flushed here is void", error)
 
 
 def remove(site: Site, name: str, store_name: str = "") -> None:
@@ -189,8 +244,11 @@ def _remove_old_snapshot(site: Site, plan: SnapshotPlan) -> None:
     with using_store_of(site, plan.volume, plan.store) as store:
         if not store.exists(plan.name):
             return
-        old = store.read_info(plan.name)
-        ours = old.origin == plan.volume and not old.image and store.read_heads(plan.name).read_only
+        try:
+            old = store.read_info(plan.name)
+            ours = old.origin == plan.volume and not old.image and store.read_heads(plan.name).read_only
+        except BrokenError:
+            ours = True
     if ours:
         remove(site, plan.name, plan.store)
 
@@ -209,17 +267,14 @@ def _offline(site: Site, name: str, store_name: str) -> Iterator[Session]:
 
 
 def open_volume(site: Site, name: str, exclusive: bool, store_name: str = "") -> None:
+    """A volume that can't be read is refused: no guest shall start with it."""
     check_name(name)
     if not servers.is_running(site, name):
         found = find(site, name, store_name)
         if not found:
             raise _no_such_volume(site, name)
         servers.start(site, name, found)
-    try:
-        control.call(site.directory(name), name, "open", exclusive=exclusive)
-    except ServerError:
-        if control.call(site.directory(name), name, "status")["mode"] != "broken":
-            raise
+    control.call(site.directory(name), name, "open", exclusive=exclusive)
 
 
 def close_volume(site: Site, name: str) -> None:

@@ -84,27 +84,30 @@ def _origin_map(store: Store, origin: str, size: int) -> VolumeMap:
     return store.read_map(origin)
 
 
-def adopt(store: Store, name: str, size: int, cname: str) -> bool:
-    """For `reuse_data`: give an existing, unused volume the name by which Ganeti now calls it.
+def of_disk_name(store: Store, cname: str) -> list[str]:
+    """The volumes that were made for Ganeti disks of that name."""
+    return [name for name in store.names() if _has_cname(store, name, cname)]
 
-    It is the volume of that name, or the one that Ganeti's disk name was given to. Answers whether there was one.
-    """
+
+def check_size_of(store: Store, name: str, size: int) -> None:
+    """Raise AlreadyThereError when that is not a volume of this size."""
+    head = store.read_heads(name)
+    if head.read_only or head.size != size:
+        what = f"{kind_of(head, store.read_info(name))} of {head.size} bytes, not {size}"
+        raise AlreadyThereError(name=name, store=store.title, what=what)
+
+
+def adopt(store: Store, old: str, name: str, size: int) -> None:
+    """For `reuse_data`: give an existing, unused volume the name by which Ganeti now calls it."""
     check_name(name, "the volume name")
+    check_size_of(store, old, size)
     with store.locked():
-        if not store.exists(name):
-            old = cname and next((other for other in store.names() if _has_cname(store, other, cname)), "")
-            if not old:
-                return False
-            lock = store.lock_volume(old)
-            try:
-                store.rename(old, name)
-            finally:
-                lock.release()
-            info("%s: adopted, was %s", name, old)
-        head = store.read_heads(name)
-        if head.read_only or head.size != size:
-            raise AlreadyThereError(name=name, store=store.title, what=f"volume of {head.size} bytes, not {size}")
-    return True
+        lock = store.lock_volume(old, patience=store.patience)
+        try:
+            store.rename(old, name)
+        finally:
+            lock.release()
+    info("%s: adopted, was %s", name, old)
 
 
 def _has_cname(store: Store, name: str, cname: str) -> bool:

@@ -18,6 +18,7 @@ import errno
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -26,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbdkit
 
-from extstorage import control, names, stores
+from extstorage import answer, control, names, stores
 from extstorage.errors import (
+    BadStoreError,
     BrokenError,
     FencedClientError,
     FencedError,
@@ -35,15 +37,19 @@ from extstorage.errors import (
     HeldError,
     NotOpenError,
     ReadOnlyError,
+    UnreachableStoreError,
 )
 from extstorage.session import Mode, Session
-from extstorage.store import Info
+from extstorage.store import Info, Store
 from ganeti_plugin import config as configuration
 from ganeti_plugin import log
 from ganeti_plugin.contract.systemd import notify
 from ganeti_plugin.errors import Error, InputError
 
 API_VERSION = 2
+
+#: Seconds that a server with a predecessor tries to reach the store.
+PATIENCE = 20.0
 
 #: What a volume that can't be read pretends to have.
 BROKEN_SIZE = names.MEBIBYTE
@@ -87,14 +93,35 @@ class Server:
 
     def load(self) -> None:
         """Open the volume in the mode in which a predecessor left it."""
+        fault = self.run / answer.FAULT_FILE
+        if fault.exists():  # attach could not ask the store, and wants a server that answers at once
+            self.fault = fault.read_text(encoding="utf-8").strip()
+            return
         try:
-            # No deadline: a guest waits for its disk, and a write whose fate is unknown can't be answered.
-            store = stores.open_store(self.place(), deadline=0)
-            self.session = Session(store, self.settings["volume"], self.run)
+            self.session = Session(self.reach(), self.settings["volume"], self.run)
             self.session.resume()
         except Error as error:
             self.fault = str(error)
             log.error("%s", error)
+            fault.write_text(f"{error}\n", encoding="utf-8")
+
+    def reach(self) -> Store:
+        """The store. A guest whose server died waits for it, rather than that we answer with errors.
+
+        While the store can't be asked, the process ends now and then, so that systemd and attach know what goes on.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                # No deadline for what follows: a write whose fate is unknown can't be answered.
+                return stores.open_store(self.place(), deadline=0)
+            except (BadStoreError, UnreachableStoreError) as error:
+                if not (self.run / answer.MODE_FILE).exists():
+                    raise
+                if time.monotonic() > deadline:
+                    log.error("%s", error)
+                    raise RuntimeError(str(error)) from None
+            time.sleep(1.0)
 
     def place(self) -> stores.Spec:
         """Which store the volume is in."""
@@ -126,10 +153,6 @@ class Server:
         if command == "replace":
             self.make_room()
             return {}
-        if self.session is None and command == "open":
-            # The store may have come back, or the volume may have been repaired.
-            self.fault = ""
-            self.load()
         if self.session is None:
             raise InputError(message=self.fault)
         if command == "open":

@@ -17,6 +17,7 @@ PARAMETERS: Mapping[str, str] = {
     "origin_size": "Size of the origin in bytes, which Cyclades sends; it may not be larger than the disk",
     "store": "Name of the store that the disk is in; without it a clone is where its origin is, else the default store",
     "reuse_data": "True to adopt an existing volume with its data, found by the disk's name; False (default) not to",
+    "keep": "True to keep the volume when its disk is removed, to be reused later; False (default) to remove it",
     "device": "Block device of the node: auto (default: nbd or else loop, but none for userspace), nbd, loop, none",
 }
 
@@ -80,6 +81,7 @@ def plan_create(call: ExtStorageCall) -> CreatePlan:
     if origin:
         check_name(origin, "the origin")
     adopt = _boolean(call, "reuse_data")
+    _boolean(call, "keep")
     store = store_of(call)
     if "store" in call.parameters and not is_store_name(store):
         raise BadParameterError(name="store", reason=f"has the value {store[:80]!r}, which is not the name of a store")
@@ -102,6 +104,11 @@ def plan_attach(call: ExtStorageCall) -> AttachPlan:
 def store_of(call: ExtStorageCall) -> str:
     """The store that the disk's parameter names, or "". It may have been changed since the disk was created."""
     return call.parameters.get("store", "")
+
+
+def is_kept(call: ExtStorageCall) -> bool:
+    """Whether the volume shall outlive its disk. When in doubt it does: data are not to be had back."""
+    return call.parameters.get("keep", "False").lower() != "false"
 
 
 def plan_grow(call: ExtStorageCall) -> GrowPlan:

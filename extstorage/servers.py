@@ -20,8 +20,9 @@ from extstorage import answer, control
 from extstorage.errors import ServerError
 from extstorage.identity import acting_as, ids_of
 from extstorage.stores import STORE_FILE, RadosSpec, spec_of
-from ganeti_plugin.errors import Error, InputError
-from ganeti_plugin.files import read_bounded, write_atomically
+from ganeti_plugin.errors import CommandError, Error, InputError
+from ganeti_plugin.files import read_bounded, remove, write_atomically
+from ganeti_plugin.log import warning
 from ganeti_plugin.run import run
 
 PLUGIN = Path(__file__).resolve().parent / "nbdkit_plugin.py"
@@ -91,11 +92,37 @@ def is_running(site: Site, name: str) -> bool:
     return answer.is_serving(str(site.directory(name)))
 
 
-def start(site: Site, name: str, store: str) -> None:
-    """Have the volume, which is in that store, served; nothing happens if it is."""
+def start(site: Site, name: str, store: str, fault: str = "") -> None:
+    """Have the volume, which is in that store, served; nothing happens if it is.
+
+    With a `fault`, the server is to look for nothing, and to answer every request with an error.
+    """
     if is_running(site, name):
         return
     prepare_directory(site, name, store)
+    _set_fault(site, name, fault)
+    try:
+        _start(site, name, store)
+    except (CommandError, ServerError) as error:
+        # A server with a predecessor ends when its store can't be asked, and a guest goes on waiting for the next one.
+        # But whoever attaches must get one, even if it has but errors for answers.
+        if fault:
+            raise
+        warning("%s", error)
+        _set_fault(site, name, f"the store {store!r} could not be asked when the volume was attached")
+        _start(site, name, store)
+
+
+def _set_fault(site: Site, name: str, fault: str) -> None:
+    path = site.directory(name) / answer.FAULT_FILE
+    with acting_as(site.user):
+        if fault:
+            write_atomically(path, f"{fault}\n".encode(), durable=False)
+        else:
+            remove(path)
+
+
+def _start(site: Site, name: str, store: str) -> None:
     if site.uses_units:
         run(["systemctl", "start", unit_of(site, name, store)], timeout=START_TIMEOUT)
     else:

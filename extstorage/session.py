@@ -22,6 +22,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from extstorage import maps, run_pages
+from extstorage.answer import MODE_FILE
 from extstorage.errors import (
     AlreadyThereError,
     FencedError,
@@ -43,8 +44,6 @@ DRAIN_TIMEOUT = 60.0
 #: Seconds that a migration's source has to flush and yield.
 YIELD_TIMEOUT = 60.0
 YIELD_POLL = 0.02
-
-_MODE_FILE = "mode"
 
 
 class Mode(StrEnum):
@@ -355,7 +354,7 @@ class Session:
         if self.mode is Mode.SNAPSHOT or self._run is None:
             return
         with contextlib.suppress(OSError, ValueError):
-            mode = Mode((self._run / _MODE_FILE).read_text().strip())
+            mode = Mode((self._run / MODE_FILE).read_text().strip())
             try:
                 if mode is Mode.EXCLUSIVE:
                     self.open(True)
@@ -370,9 +369,9 @@ class Session:
             info("%s: %s, was %s", self._name, mode.value, self.mode.value)
         self.mode = mode
         if self._run is not None:
-            temporary = self._run / f".{_MODE_FILE}"
+            temporary = self._run / f".{MODE_FILE}"
             temporary.write_text(mode.value)
-            os.replace(temporary, self._run / _MODE_FILE)
+            os.replace(temporary, self._run / MODE_FILE)
 
     def shutdown(self) -> None:
         """The orderly end: flush, release, leave nothing under /run but the mode."""

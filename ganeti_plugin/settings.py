@@ -105,6 +105,21 @@ class Archipelago(Section):
         expected="the name of a store",
         help="The store of disks that do not name one with the parameter store.",
     )
+    space_warn: int = setting(
+        80,
+        unit="per cent",
+        minimum=1,
+        maximum=100,
+        help="How full a store may be before 'gnt-cluster verify' and the log say so.",
+    )
+    space_refuse: int = setting(
+        95,
+        unit="per cent",
+        minimum=1,
+        maximum=101,
+        help="How full a store may be before new volumes, clones and images are refused; 101 for never. Volumes that "
+        "are there go on growing, so leave them room.",
+    )
     user: str = setting(
         "snf-archipelago",
         pattern=r"[a-z_][a-z0-9_-]{0,31}",

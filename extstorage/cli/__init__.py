@@ -12,12 +12,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from extstorage.cli import image, maintenance, scrub, server, snapshot, volume
+from extstorage.cli import image, maintenance, scrub, server, snapshot, store, volume
 from extstorage.cli.group import Action
 from ganeti_plugin import __version__, entry
 from ganeti_plugin.errors import InputError
 
-GROUPS = (image, volume, snapshot, server, maintenance, scrub)
+GROUPS = (image, volume, snapshot, store, server, maintenance, scrub)
 
 
 class NotRootError(InputError):

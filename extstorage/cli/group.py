@@ -25,18 +25,23 @@ class Group:
         parser.set_defaults(action=lambda _options: parser.print_help())
         self._actions = parser.add_subparsers(title="actions", metavar="ACTION")
 
-    def add(self, name: str, text: str, action: Action, *, json: bool = False) -> argparse.ArgumentParser:
+    def add(
+        self, name: str, text: str, action: Action, *, json: bool = False, in_store: bool = True
+    ) -> argparse.ArgumentParser:
         """One action; the caller adds its arguments. With `json`, it can print that instead of text."""
-        return add_command(self._actions, name, text, action, json=json)
+        return add_command(self._actions, name, text, action, json=json, in_store=in_store)
 
 
 def add_command(
-    commands: Commands, name: str, text: str, action: Action, *, json: bool = False
+    commands: Commands, name: str, text: str, action: Action, *, json: bool = False, in_store: bool = True
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
     parser.set_defaults(action=action)
-    stores = parser.add_argument("--store", metavar="NAME", default="", help="the store, as the configuration names it")
-    stores.completer = _stores  # type: ignore[attr-defined]
+    if in_store:
+        named = parser.add_argument(
+            "--store", metavar="NAME", default="", help="the store, by its name in the configuration"
+        )
+        named.completer = _stores  # type: ignore[attr-defined]
     if json:
         parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

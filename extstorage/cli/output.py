@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-_SIZES = ("size", "used")
+_SIZES = ("size", "used", "free")
 _TIMES = ("created",)
 
 
@@ -36,6 +36,8 @@ def shown(name: str, value: object) -> str:
     """A value for people; the name of its column says what a number means."""
     if name in _SIZES and isinstance(value, int):
         return human(value)
+    if name == "full" and isinstance(value, int):
+        return f"{value} %"
     if name in _TIMES and isinstance(value, float | int):
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value)) if value else "-"
     if isinstance(value, dict):

@@ -90,6 +90,8 @@ def test_create_is_planned_in_bytes() -> None:
         ("EXTP_ORIGIN_SIZE", "1g", "origin_size"),
         ("EXTP_ORIGIN_SIZE", str(1 << 31), "origin_size"),
         ("EXTP_REUSE_DATA", "maybe", "reuse_data"),
+        ("EXTP_KEEP", "perhaps", "keep"),
+        ("EXTP_STORE", "../x", "store"),
         ("EXTP_DEVICE", "nbd9", "device"),
     ],
 )
@@ -113,6 +115,12 @@ def test_an_impossible_size_is_refused(size: int) -> None:
 def test_attach_never_fails_for_a_parameter() -> None:
     found = plan.plan_attach(call(Action.ATTACH, EXTP_DEVICE="nonsense", EXTP_ANYTHING="x"))
     assert found == plan.AttachPlan(VOLUME, plan.Device.NONE, uri=True)
+
+
+@pytest.mark.parametrize(("value", "kept"), [("True", True), ("false", False), ("False", False), ("maybe", True)])
+def test_a_volume_is_kept_when_in_doubt(value: str, kept: bool) -> None:
+    assert plan.is_kept(call(Action.REMOVE, EXTP_KEEP=value)) is kept
+    assert not plan.is_kept(call(Action.REMOVE))
 
 
 def test_kernelspace_gets_a_device_and_no_uri() -> None:

@@ -219,12 +219,13 @@ def test_a_detached_volume_is_found_by_its_disk_name(store: Store) -> None:
     session = Session(store, "old")
     session.write(A, 0)
     session.shutdown()
-    assert catalog.adopt(store, "new", BLOCK, "snf-vol-7")
-    assert catalog.adopt(store, "new", BLOCK, "snf-vol-7")
-    assert read(Session(store, "new")) == bytes(A)
-    assert not catalog.adopt(store, "other", BLOCK, "snf-vol-8")
+    assert catalog.of_disk_name(store, "snf-vol-7") == ["old"]
+    assert catalog.of_disk_name(store, "snf-vol-8") == []
     with pytest.raises(AlreadyThereError):
-        catalog.adopt(store, "new", 2 * BLOCK, "snf-vol-7")
+        catalog.adopt(store, "old", "new", 2 * BLOCK)
+    catalog.adopt(store, "old", "new", BLOCK)
+    assert read(Session(store, "new")) == bytes(A)
+    assert "old" not in store.names()
 
 
 def test_a_clone_of_100_gib_costs_a_map(store: Store) -> None:

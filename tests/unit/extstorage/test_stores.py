@@ -10,6 +10,7 @@ import pytest
 
 from extstorage import apply, servers, stores
 from extstorage.errors import (
+    AlreadyThereError,
     BadStoreError,
     BadStoreSpecError,
     NoSuchStoreError,
@@ -156,4 +157,17 @@ def test_what_may_be_in_a_store_that_cannot_be_asked_is_neither_missing_nor_remo
 def test_reuse_finds_the_data_in_any_store(site: Site) -> None:
     create(site, "a", "slow")
     apply.create(site, CreatePlan("b", 64 * MIB, "", "c-a", adopt=True))
+    apply.create(site, CreatePlan("b", 64 * MIB, "", "c-a", adopt=True))
     assert where(site)["slow"] == ["b"]
+    with pytest.raises(AlreadyThereError, match="not 33554432"):
+        apply.create(site, CreatePlan("c", 32 * MIB, "", "c-a", adopt=True))
+
+
+def test_reuse_does_not_guess(site: Site) -> None:
+    create(site, "a", "main")
+    apply.create(site, CreatePlan("b", 64 * MIB, "", "c-a", adopt=False, store="fast"))
+    with pytest.raises(apply.AmbiguousReuseError, match="a and b"):
+        apply.create(site, CreatePlan("c", 64 * MIB, "", "c-a", adopt=True))
+    with pytest.raises(apply.NoDataToReuseError):
+        apply.create(site, CreatePlan("c", 64 * MIB, "", "", adopt=True))
+    assert where(site) == {"main": ["a"], "fast": ["b"], "slow": []}

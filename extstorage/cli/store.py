@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""archipelago store: the places where volumes live, as the configuration names them."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from extstorage.cli.group import Group, Options, argument
+from extstorage.cli.output import print_json, print_rows
+
+if TYPE_CHECKING:
+    from extstorage.cli.group import Commands
+
+
+def add(commands: Commands) -> None:
+    group = Group(commands, "store", "where volumes live")
+    parser = group.add("create", "make the empty store that the configuration names", _create, in_store=False)
+    argument(parser, "name", "the store, as the setting archipelago.stores names it", _names)
+    group.add("list", "list the stores and how full they are", _list, json=True, in_store=False)
+
+
+def _names(**_known: object) -> list[str]:
+    from extstorage.cli import completion
+
+    return completion.stores()
+
+
+def _create(options: Options) -> None:
+    from extstorage import apply
+
+    with apply.using_store(apply.site(), options.name, make=True) as store:
+        print(f"{options.name}: {store.title} is a store")
+
+
+def _list(options: Options) -> None:
+    from extstorage import apply
+
+    site = apply.site()
+    usages = apply.usages(site)
+    rows: list[dict[str, object]] = [
+        {
+            "name": usage.name,
+            "default": usage.name == site.default_store,
+            "place": site.stores[usage.name],
+            **({"size": usage.space.total, "free": usage.space.free, "full": usage.percent} if usage.space else {}),
+            **({"fault": usage.fault} if usage.fault else {}),
+        }
+        for usage in usages
+    ]
+    if options.json:
+        print_json(rows)
+        return
+    print_rows(("name", "default", "size", "free", "full", "place"), rows)
+    for usage in usages:
+        if usage.fault:
+            print(f"warning: the store {usage.name} can't be used: {usage.fault}", file=sys.stderr)

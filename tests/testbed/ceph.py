@@ -12,7 +12,7 @@ from ganeti_plugin import log
 from tests.testbed.layout import Node
 from tests.testbed.node import inside
 
-PACKAGES = ("ceph-common", "ceph-mon", "ceph-osd", "python3-rados")
+PACKAGES = ("ceph-common", "ceph-mon", "ceph-osd", "python3-rados", "qemu-block-extra")
 POOL = "snf-archipelago"
 
 CONFIGURATION = """[global]

@@ -63,15 +63,15 @@ class Roots:
         return CACHE / "testbed" / f"archives-{self.release}"
 
     def layer(self, extra: Extra) -> Path:
-        return CACHE / "testbed" / f"layer-{self.release}-{packages_digest()}{extra.suffix()}"
+        return CACHE / "testbed" / f"layer-{self.release}-{packages_digest(extra)}{extra.suffix()}"
 
 
-def packages_digest() -> str:
-    """Names one state of our packages."""
+def packages_digest(extra: Extra) -> str:
+    """Names one state of our packages, and what is installed beside them."""
     index = REPOSITORY / "Packages"
     if not index.exists():
         raise StateError(message=f"{REPOSITORY} has no packages", hint="run './run repo' first")
-    return hashlib.sha256(index.read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(index.read_bytes() + repr(extra.packages()).encode()).hexdigest()[:16]
 
 
 def need_base(roots: Roots) -> None:

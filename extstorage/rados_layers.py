@@ -158,12 +158,9 @@ class RadosLayer:
     def _read(self, index: int, offset: int, buffer: memoryview) -> None:
         key = self._key(index)
         try:
-            data = self._objects.read(key, len(buffer), offset)
+            self._objects.readinto(key, offset, buffer)
         except NoObjectError:
             raise BrokenError(path=key, reason="the object is missing") from None
-        if len(data) < len(buffer):
-            buffer[len(data) :] = bytes(len(buffer) - len(data))
-        buffer[: len(data)] = data
 
     def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         end = offset + length
@@ -258,12 +255,9 @@ class ContentBlock:
 
     def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
         try:
-            data = self._objects.read(self._key, len(buffer), offset)
+            self._objects.readinto(self._key, offset, buffer)
         except NoObjectError:
             raise BrokenError(path=self._key, reason="the content block is missing") from None
-        if len(data) < len(buffer):
-            buffer[len(data) :] = bytes(len(buffer) - len(data))
-        buffer[: len(data)] = data
 
     def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         if self._size < 0:

@@ -19,6 +19,7 @@ from extstorage.errors import (
     NotAnOriginError,
     SmallerThanOriginError,
     UnknownOriginError,
+    WithdrawnError,
 )
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import MEBIBYTE, check_name, check_size
@@ -78,6 +79,8 @@ def _origin_map(store: Store, origin: str, size: int) -> VolumeMap:
     head = store.read_heads(origin)
     if not head.read_only:
         raise NotAnOriginError(name=origin)
+    if not store.read_info(origin).shared:
+        raise WithdrawnError(name=origin)
     if size < head.size:
         mebibytes = -(-head.size // MEBIBYTE)
         raise SmallerThanOriginError(size=size, origin=origin, minimum=head.size, mebibytes=mebibytes)

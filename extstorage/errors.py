@@ -32,6 +32,11 @@ class NotAnOriginError(InputError):
     hint = "take a snapshot first: archipelago snapshot create {name} NAME"
 
 
+class WithdrawnError(InputError):
+    template = "the image {name!r} is not shared: no new disk can be made of it"
+    hint = "archipelago image share {name}"
+
+
 class SmallerThanOriginError(InputError):
     template = "a disk of {size} bytes is smaller than its origin {origin!r}, which has {minimum}"
     hint = "ask for at least {mebibytes} MiB"

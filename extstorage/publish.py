@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A golden image of a machine's disk: snapshot, clone, generalize the clone, keep its snapshot as the image, hash it.
+"""A golden image of a machine's disk: snapshot, clone, generalize the clone, hash its snapshot: the image.
 
 The machine may go on running: what it has on its disk at one point in time is copied by a map, and never written. The
 node does not look into the copy either: snf-image, which is no part of this provider, has its helper VM do that, and is
@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from extstorage import apply, catalog, hashing
+from extstorage import apply, catalog, gallery, hashing, intake
 from extstorage.catalog import Item
 from extstorage.errors import AlreadyThereError, BadNameError
+from extstorage.intake import Progress
 from extstorage.names import LONGEST_NAME, check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, SnapshotPlan
 from extstorage.servers import Site
@@ -32,6 +33,7 @@ LOCKS = Path("/run/lock")
 
 _PREFIX = "publish-"
 _BASE = ".base"
+_IMAGE = ".image"
 _KINDS = ("volume", "snapshot", "image")
 
 #: Seconds: the helper VM may wait an hour for its turn, and then has the time that is configured, a day at most.
@@ -69,19 +71,19 @@ class Wanted(NamedTuple):
     keep_logins: bool = False
 
 
-def publish(site: Site, wanted: Wanted, tell: Tell) -> Mapping[str, object]:
+def publish(site: Site, wanted: Wanted, tell: Tell, progress: Progress) -> Mapping[str, object]:
     """Make the image; answers with its facts and what was removed from the copy. `tell` is told what is being done."""
-    longest = LONGEST_NAME - len(_PREFIX) - len(_BASE)
+    longest = LONGEST_NAME - len(hashing.PREFIX) - len(_PREFIX) - len(_IMAGE)
     if len(check_name(wanted.name, "the image name")) > longest:
         raise BadNameError(what="the image name", name=wanted.name, reason=f"it is longer than {longest}")
     try:
         with locked(LOCKS / f"snf-archipelago-publish-{wanted.name}.lock", timeout=0):
-            return _publish(site, wanted, tell)
+            return _publish(site, wanted, tell, progress)
     except LockedError:
         raise BusyNameError(name=wanted.name) from None
 
 
-def _publish(site: Site, wanted: Wanted, tell: Tell) -> Mapping[str, object]:
+def _publish(site: Site, wanted: Wanted, tell: Tell, progress: Progress) -> Mapping[str, object]:
     store_name, source = find_source(site, wanted.source)
     with apply.using_store(site, store_name) as store:
         if store.exists(wanted.name):
@@ -96,12 +98,12 @@ def _publish(site: Site, wanted: Wanted, tell: Tell) -> Mapping[str, object]:
         found = {} if wanted.as_is else _generalize(site, copy, store_name, wanted, properties, tell)
         tell(f"keeping it as {wanted.name}")
         facts = Info(created=time.time(), origin=source.name, image=True, properties=properties)
-        apply.snapshot(site, SnapshotPlan(copy, wanted.name, replace=False, store=store_name), facts)
+        apply.snapshot(site, SnapshotPlan(copy, f"{copy}{_IMAGE}", replace=False, store=store_name), facts)
+        with apply.using_store(site, store_name) as store:
+            root = hashing.hash_snapshot(store, f"{copy}{_IMAGE}", progress)
+            gallery.rename(store, f"{copy}{_IMAGE}", wanted.name)
     finally:
         _remove(site, copy, store_name)
-    tell("naming its blocks by their content")
-    with apply.using_store(site, store_name) as store:
-        root = hashing.hash_snapshot(store, wanted.name, lambda _percent: None)
     return {
         "name": wanted.name,
         "source": source.name,
@@ -114,8 +116,10 @@ def _publish(site: Site, wanted: Wanted, tell: Tell) -> Mapping[str, object]:
 
 
 def _remove(site: Site, copy: str, store_name: str) -> None:
-    apply.remove(site, copy, store_name)
-    apply.remove(site, f"{copy}{_BASE}", store_name)
+    for ending in ("", _BASE, _IMAGE):
+        apply.remove(site, f"{copy}{ending}", store_name)
+    with apply.using_store(site, store_name) as store:
+        intake.clear(store, f"{hashing.PREFIX}{copy}{_IMAGE}")
 
 
 def _clone(site: Site, source: Item, copy: str, store_name: str) -> None:

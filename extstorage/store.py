@@ -30,6 +30,8 @@ class Info(NamedTuple):
     metadata: str = ""
     image: bool = False
     properties: Mapping[str, str] = {}
+    #: Of an image: whether new volumes may be cloned from it.
+    shared: bool = True
 
 
 class Holder(NamedTuple):

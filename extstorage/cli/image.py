@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
-from extstorage.cli.items import add_listing, add_removal, add_showing, volumes
+from extstorage.cli.items import add_listing, add_removal, add_showing, images, volumes
 from extstorage.cli.output import Meter, print_json
-from extstorage.cli.place import here
+from extstorage.cli.place import here, store_of
 from ganeti_plugin.containers import Format
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def add(commands: Commands) -> None:
     _add_publish(group)
     add_listing(group, "image")
     add_showing(group, "image", "show", "show an image and its properties")
+    _add_renaming(group)
+    _add_sharing(group)
     add_removal(group, "image", "remove an image; its clones keep their data")
 
 
@@ -75,11 +78,45 @@ def _publish(options: Options) -> None:
     properties = parse_properties(options.property)
     wanted = publish.Wanted(options.source, options.name, properties, options.as_is, options.keep_logins)
     began = time.monotonic()
-    made = publish.publish(here(options), wanted, lambda text: print(f"{options.name}: {text}", file=sys.stderr))
+    meter = Meter(options.name, "hashed")
+    made = publish.publish(here(options), wanted, lambda text: print(f"{options.name}: {text}", file=sys.stderr), meter)
+    meter.end()
     if options.json:
         print_json(made)
         return
     print(f"{options.name}: published in {time.monotonic() - began:.1f} s")
+
+
+def _add_renaming(group: Group) -> None:
+    parser = group.add("rename", "give an image another name; its clones are not affected", _rename)
+    argument(parser, "name", "the image", images)
+    parser.add_argument("new", help="its new name")
+
+
+def _rename(options: Options) -> None:
+    from extstorage import apply, gallery
+
+    site = here(options)
+    with apply.using_store(site, store_of(site, options, options.name, "image")) as store:
+        gallery.rename(store, options.name, options.new)
+    print(f"{options.new}: renamed, was {options.name}")
+
+
+def _add_sharing(group: Group) -> None:
+    for name, text in (
+        ("share", "let new disks be made of an image, which is the default"),
+        ("unshare", "withdraw an image: it stays, and so do its clones, but no new disk can be made of it"),
+    ):
+        argument(group.add(name, text, functools.partial(_share, name == "share")), "name", "the image", images)
+
+
+def _share(shared: bool, options: Options) -> None:
+    from extstorage import apply, gallery
+
+    site = here(options)
+    with apply.using_store(site, store_of(site, options, options.name, "image")) as store:
+        gallery.share(store, options.name, shared=shared)
+    print(f"{options.name}: {'shared' if shared else 'withdrawn'}")
 
 
 def _import(options: Options) -> None:

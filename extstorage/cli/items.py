@@ -142,4 +142,5 @@ def _row(store: Store, item: Item) -> Mapping[str, object]:
         "properties": dict(facts.properties),
     }
     row |= {name: value for name, value in (("cname", facts.cname), ("metadata", facts.metadata)) if value}
+    row |= {"shared": facts.shared} if item.kind == "image" else {}
     return {**row, "fault": item.fault} if item.fault else row

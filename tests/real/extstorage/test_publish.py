@@ -87,6 +87,7 @@ def test_a_machine_in_use_becomes_an_image_without_its_secrets(volume: str, fold
     made = json.loads(done.stdout)
     assert made["source"] == volume
     assert made["properties"] == {"OSFAMILY": "linux", "USERS": "root admin", "ROOT_PARTITION": "1"}
+    assert len(made["hash"]) == 64
     assert made["generalized"]["host_keys_removed"] == "3"
     assert "removing what was that machine's alone" in done.stderr
     assert everything() == before | {GOLDEN}

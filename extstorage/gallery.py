@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What an image is called, and whether it is there for everybody.
+
+Ganeti tells the provider of no user or tenant. So an image is for every instance, which is the default, or for none:
+one that is withdrawn keeps its clones, its name and its data, and no new disk can be made of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from extstorage import catalog
+from extstorage.errors import AlreadyThereError
+from extstorage.names import check_name
+from extstorage.store import Store
+from ganeti_plugin.log import info
+
+_KINDS = ("volume", "snapshot", "image")
+
+
+def rename(store: Store, old: str, new: str) -> None:
+    """Clones are not affected; they remember the old name as their origin. Raises HeldError while it is attached."""
+    check_name(new, "the new name")
+    with _held(store, old):
+        if store.exists(new):
+            kind = catalog.item(store, new, "image", *_KINDS).kind
+            raise AlreadyThereError(name=new, store=store.title, what=kind)
+        store.rename(old, new)
+    info("%s: renamed, was %s", new, old)
+
+
+def share(store: Store, name: str, *, shared: bool) -> None:
+    with store.locked():
+        facts = catalog.item(store, name, "image", "image").facts
+        store.write_info(name, facts._replace(shared=shared))
+    info("%s: %s", name, "shared" if shared else "withdrawn")
+
+
+@contextlib.contextmanager
+def _held(store: Store, name: str) -> Iterator[None]:
+    with store.locked():
+        catalog.item(store, name, "image", "image")
+        lock = store.lock_volume(name, patience=store.patience)
+        try:
+            yield
+        finally:
+            lock.release()

@@ -152,6 +152,7 @@ _PROPERTIES: Mapping[str, str] = {
 
 
 def _plain_command(sandbox: Sandbox) -> list[str]:
+    """No parent-death signal: it would kill the launcher before that can kill its child. The leash ends both."""
     limits = sandbox.limits
     groups = ["--groups", "kvm"] if sandbox.accel is Accel.KVM else ["--clear-groups"]
     return [
@@ -159,6 +160,6 @@ def _plain_command(sandbox: Sandbox) -> list[str]:
         *("/usr/bin/prlimit", "--core=0", "--nofile=1024", f"--cpu={limits.seconds * 2}"),
         f"--as={(limits.memory + 4096) << 20}",
         *("/usr/bin/setpriv", "--reuid=nobody", "--regid=nogroup", *groups),
-        *("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--pdeathsig=KILL", "--"),
+        *("--no-new-privs", "--bounding-set=-all", "--inh-caps=-all", "--"),
         *("/usr/bin/python3", "-I", "-S", str(LAUNCHER)),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from extstorage import answer, catalog, control, devices, run_pages, servers, space, stores
@@ -17,6 +17,7 @@ from extstorage.errors import (
     UnreachableStoreError,
 )
 from extstorage.identity import acting_as
+from extstorage.maps import VolumeMap
 from extstorage.names import check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
 from extstorage.servers import Site
@@ -39,14 +40,14 @@ class AmbiguousReuseError(StateError):
 def site() -> Site:
     """This node, as configured."""
     settings = config.load().archipelago
-    return Site(settings.stores, settings.default_store, settings.user)
+    return Site(settings.stores, settings.default_store, settings.user, settings.pithos)
 
 
 @contextlib.contextmanager
 def using_store(site: Site, name: str = "", *, make: bool = False) -> Iterator[Store]:
     """The store of that name, or else the default one, as its user."""
     with acting_as(site.user):
-        yield stores.open_store(stores.spec_of(site.stores, name or site.default_store), make)
+        yield stores.open_store(stores.spec_of(site.stores, name or site.default_store), make, pithos=site.pithos)
 
 
 def find(site: Site, volume: str, wanted: str = "") -> str:
@@ -109,12 +110,23 @@ def create(site: Site, plan: CreatePlan) -> None:
     if plan.adopt:
         _adopt(site, plan)
         return
-    elsewhere = plan.origin and not plan.store and len(site.stores) > 1
+    foreign = _foreign_origin(site, plan)
+    elsewhere = plan.origin and not foreign and not plan.store and len(site.stores) > 1
     home = find(site, plan.origin) if elsewhere else plan.store
     with using_store(site, home) as store:
         if not store.exists(plan.volume):
             space.check_room(home or site.default_store, store)
-        catalog.create_volume(store, plan.volume, plan.size, origin=plan.origin, cname=plan.cname)
+        catalog.create_volume(store, plan.volume, plan.size, origin=plan.origin, cname=plan.cname, foreign=foreign)
+
+
+def _foreign_origin(site: Site, plan: CreatePlan) -> Callable[[], VolumeMap] | None:
+    """What reads the map of an origin that is a file of Pithos. An image of ours that is called alike is preferred."""
+    wanted = plan.pithos
+    if wanted is None or (wanted.name == plan.origin and find(site, plan.origin)):
+        return None
+    from extstorage.pithos import Pithos
+
+    return lambda: Pithos(site.pithos).origin_map(wanted)
 
 
 def _adopt(site: Site, plan: CreatePlan) -> None:

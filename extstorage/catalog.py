@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import NamedTuple
 
 from extstorage import maps
@@ -45,8 +46,19 @@ def kind_of(head: VolumeMap, facts: Info) -> str:
     return "image" if facts.image else "snapshot"
 
 
-def create_volume(store: Store, name: str, size: int, *, origin: str = "", cname: str = "") -> None:
-    """Make an empty volume, or a clone of a snapshot or image. Repeating the same call changes nothing."""
+def create_volume(
+    store: Store,
+    name: str,
+    size: int,
+    *,
+    origin: str = "",
+    cname: str = "",
+    foreign: Callable[[], VolumeMap] | None = None,
+) -> None:
+    """Make an empty volume, or a clone of a snapshot or image. Repeating the same call changes nothing.
+
+    `foreign` answers with the map of an origin that is in no store of ours.
+    """
     check_name(name, "the volume name")
     check_size(size)
     with store.locked():
@@ -55,7 +67,9 @@ def create_volume(store: Store, name: str, size: int, *, origin: str = "", cname
             _check_same(store, name, size, facts)
             return
         owner = uuid.uuid4().bytes
-        if origin:
+        if foreign is not None:
+            new = maps.clone(_large_enough(foreign(), origin, size), size, owner)
+        elif origin:
             new = maps.clone(_origin_map(store, origin, size), size, owner)
             # Its own copy: the image may be removed while the clone lives.
             facts = facts._replace(properties=store.read_info(origin).properties)
@@ -81,10 +95,15 @@ def _origin_map(store: Store, origin: str, size: int) -> VolumeMap:
         raise NotAnOriginError(name=origin)
     if not store.read_info(origin).shared:
         raise WithdrawnError(name=origin)
+    _large_enough(head, origin, size)
+    return store.read_map(origin)
+
+
+def _large_enough(head: VolumeMap, origin: str, size: int) -> VolumeMap:
     if size < head.size:
         mebibytes = -(-head.size // MEBIBYTE)
         raise SmallerThanOriginError(size=size, origin=origin, minimum=head.size, mebibytes=mebibytes)
-    return store.read_map(origin)
+    return head
 
 
 def of_disk_name(store: Store, cname: str) -> list[str]:

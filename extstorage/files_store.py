@@ -34,7 +34,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 
 from extstorage import maps
@@ -42,7 +42,7 @@ from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, Bus
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
 from extstorage.pages import FULL, RECORD, from_record, to_record
-from extstorage.store import Holder, Info, Space
+from extstorage.store import Holder, Info, Layer, Space
 from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, write_atomically
 
 VERSION = 2
@@ -298,6 +298,7 @@ class FilesStore:
     atomic_pages = False
     #: The kernel, or the file server, knows who is dead.
     patience = 0.0
+    foreign: Callable[[bytes], Layer | None] | None = None
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -463,7 +464,7 @@ class FilesStore:
     def _base(self, source: Source) -> Path:
         return self._data / source.owner.hex() / f"{source.epoch:016x}"
 
-    def layer(self, source: Source, *, writable: bool = False) -> FileLayer | ContentFile:
+    def layer(self, source: Source, *, writable: bool = False) -> Layer:
         try:
             if source.is_content:
                 return ContentFile(self._content_path(source.owner))
@@ -471,7 +472,10 @@ class FilesStore:
                 return self._made_layer(source)
             return FileLayer(self._base(source), False, make=False)
         except FileNotFoundError as error:
-            raise BrokenError(path=str(error.filename), reason="the data of a layer is missing") from None
+            found = self.foreign(source.owner) if self.foreign and source.is_content else None
+            if found is None:
+                raise BrokenError(path=str(error.filename), reason="the data of a layer is missing") from None
+            return found
 
     def _made_layer(self, source: Source) -> FileLayer:
         """A collection that removes the owner's last other layer removes the folder too, perhaps under our feet."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from random import Random
 
 from extstorage import maps
@@ -18,7 +18,7 @@ from extstorage.errors import AlreadyThereError, BrokenError, BusyError, HeldErr
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
 from extstorage.pages import FULL
-from extstorage.store import Holder, Info, Space
+from extstorage.store import Holder, Info, Layer, Space
 
 _NOTHING = bytes(PAGE)
 
@@ -150,6 +150,7 @@ class MemoryStore:
     """See the module."""
 
     patience = 0.0
+    foreign: Callable[[bytes], Layer | None] | None = None
 
     def __init__(self, *, atomic: bool = False) -> None:
         self.atomic_pages = atomic
@@ -269,7 +270,7 @@ class MemoryStore:
     def forget_request(self, name: str) -> None:
         self._requests.discard(name)
 
-    def layer(self, source: Source, *, writable: bool = False) -> MemoryLayer:
+    def layer(self, source: Source, *, writable: bool = False) -> Layer:
         if source.is_content:
             return self._content(source)
         if writable:
@@ -279,11 +280,14 @@ class MemoryStore:
         except KeyError:
             raise BrokenError(path=str(source), reason="the data of a layer is missing") from None
 
-    def _content(self, source: Source) -> MemoryContent:
+    def _content(self, source: Source) -> Layer:
         try:
             return self._contents[source.owner][0]
         except KeyError:
-            raise BrokenError(path=source.owner.hex(), reason="the content block is missing") from None
+            found = self.foreign(source.owner) if self.foreign else None
+            if found is None:
+                raise BrokenError(path=source.owner.hex(), reason="the content block is missing") from None
+            return found
 
     def layers(self) -> list[Source]:
         return sorted(self._layers)

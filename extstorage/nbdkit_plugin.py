@@ -119,7 +119,7 @@ class Server:
         while True:
             try:
                 # No deadline for what follows: a write whose fate is unknown can't be answered.
-                return stores.open_store(self.place(), deadline=0)
+                return stores.open_store(self.place(), deadline=0, pithos=self.pithos())
             except (BadStoreError, UnreachableStoreError) as error:
                 if not (self.run / answer.MODE_FILE).exists():
                     raise
@@ -127,6 +127,10 @@ class Server:
                     log.error("%s", error)
                     raise RuntimeError(str(error)) from None
             time.sleep(1.0)
+
+    def pithos(self) -> Mapping[str, str]:
+        """Where blocks are that the store does not have."""
+        return {} if "store" in self.settings else configuration.load().archipelago.pithos
 
     def place(self) -> stores.Spec:
         """Which store the volume is in."""

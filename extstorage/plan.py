@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from extstorage.errors import BadParameterError
 from extstorage.names import MEBIBYTE, check_name, check_size, is_store_name
+from extstorage.references import Reference, reference
 from ganeti_plugin.contract.extstorage import Access, ExtStorageCall
 
 #: The disk parameters, as in parameters.list. A misspelt one is refused when the disk is created.
 PARAMETERS: Mapping[str, str] = {
-    "origin": "Image or snapshot that the disk is to be a clone of; without it the disk is empty",
+    "origin": "Image or snapshot, or pithosmap://MAP/SIZE, that the disk is to be a clone of; without it it is empty",
     "origin_size": "Size of the origin in bytes, which Cyclades sends; it may not be larger than the disk",
     "store": "Name of the store that the disk is in; without it a clone is where its origin is, else the default store",
     "reuse_data": "True to adopt an existing volume with its data, found by the disk's name; False (default) not to",
@@ -42,6 +43,8 @@ class CreatePlan(NamedTuple):
     #: The name of a store, or empty.
     store: str = ""
     device: Device = Device.NONE
+    #: The origin as a file of Pithos, if it is one; it may also be the name of an image.
+    pithos: Reference | None = None
 
 
 class AttachPlan(NamedTuple):
@@ -78,14 +81,17 @@ def plan_create(call: ExtStorageCall) -> CreatePlan:
     if origin_size is not None and origin_size > size:
         raise BadParameterError(name="origin_size", reason=f"says {origin_size}, but the disk has only {size} bytes")
     origin = call.parameters.get("origin", "")
-    if origin:
+    pithos = reference(origin, origin_size)
+    if origin and pithos is None:
         check_name(origin, "the origin")
     adopt = _boolean(call, "reuse_data")
     _boolean(call, "keep")
     store = store_of(call)
     if "store" in call.parameters and not is_store_name(store):
         raise BadParameterError(name="store", reason=f"has the value {store[:80]!r}, which is not the name of a store")
-    return CreatePlan(check_name(call.volume, "the volume name"), size, origin, call.cname or "", adopt, store, device)
+    return CreatePlan(
+        check_name(call.volume, "the volume name"), size, origin, call.cname or "", adopt, store, device, pithos
+    )
 
 
 def plan_attach(call: ExtStorageCall) -> AttachPlan:

@@ -25,7 +25,7 @@ import json
 import secrets
 import threading
 import uuid
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 from extstorage import maps
@@ -36,7 +36,6 @@ from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObje
 from extstorage.rados_layers import (
     LAYERS,
     ContentBlock,
-    RadosLayer,
     data_key,
     index_key,
     indexed,
@@ -48,7 +47,7 @@ from extstorage.rados_layers import (
 )
 from extstorage.rados_locks import HeldLock, Identity, Locks
 from extstorage.rados_pool import Change, Client, Objects
-from extstorage.store import Info, Space
+from extstorage.store import Info, Layer, Space
 from extstorage.stores import RadosSpec
 
 KIND = "snf-archipelago"
@@ -74,6 +73,7 @@ class RadosStore:
     """See the module. Make one with `open_store` or `create_store`."""
 
     atomic_pages = True
+    foreign: Callable[[bytes], Layer | None] | None = None
 
     def __init__(self, spec: RadosSpec, deadline: float, identity: Identity | None = None) -> None:
         self._spec = spec
@@ -365,10 +365,16 @@ class RadosStore:
 
     # Pages.
 
-    def layer(self, source: Source, *, writable: bool = False) -> RadosLayer | ContentBlock:
+    def layer(self, source: Source, *, writable: bool = False) -> Layer:
         if source.is_content:
-            return ContentBlock(self._objects, _content(source.owner))
+            return self._foreign_block(source.owner) or ContentBlock(self._objects, _content(source.owner))
         return make_layer(self._objects, source) if writable else open_layer(self._objects, source)
+
+    def _foreign_block(self, digest: bytes) -> Layer | None:
+        """Ours is looked for first, and only if there may be another: that is a question to the cluster."""
+        if self.foreign is None or self._content_version(digest) is not None:
+            return None
+        return self.foreign(digest)
 
     def layers(self) -> Iterator[Source]:
         for stem in sorted(self._objects.entries(LAYERS)):

@@ -14,12 +14,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from extstorage import answer, control
 from extstorage.errors import ServerError
 from extstorage.identity import acting_as, ids_of
-from extstorage.stores import STORE_FILE, RadosSpec, spec_of
+from extstorage.stores import STORE_FILE, RadosSpec, asks_the_network, spec_of
 from ganeti_plugin.errors import CommandError, Error, InputError
 from ganeti_plugin.files import read_bounded, remove, write_atomically
 from ganeti_plugin.log import warning
@@ -45,6 +46,8 @@ class Site(NamedTuple):
     stores: Mapping[str, str]
     default_store: str
     user: str
+    #: The table of Pithos stores, where blocks are read that no store of ours has (see pithos.py).
+    pithos: Mapping[str, str] = MappingProxyType({})
     run: Path = Path(answer.RUN)
     devices: Path = Path(answer.DEVICES)
 
@@ -68,7 +71,8 @@ def unit_of(site: Site, name: str, store: str) -> str:
     """The unit that serves a volume of that store: the servers of a files store have no network."""
     local, remote = units_of(name)
     try:
-        return remote if isinstance(spec_of(site.stores, store), RadosSpec) else local
+        needs_network = isinstance(spec_of(site.stores, store), RadosSpec) or asks_the_network(site.pithos)
+        return remote if needs_network else local
     except InputError:  # the server itself says so; it must run, so that the volume can be attached and removed
         return local
 

@@ -14,7 +14,7 @@ the bitmap that says which pages are there. The rules that `volume.py` relies on
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -104,6 +104,9 @@ class Store(Protocol):
 
     #: Seconds for which a holder that died without a word looks alive here.
     patience: float
+
+    #: Where content blocks are that this store does not have: in stores of Pithos, read in place.
+    foreign: Callable[[bytes], Layer | None] | None
 
     @property
     def title(self) -> str:

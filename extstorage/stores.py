@@ -114,14 +114,31 @@ def parse_options(text: str, query: str, known: tuple[str, ...]) -> dict[str, st
     return options
 
 
-def open_store(spec: Spec, make: bool = False, *, deadline: float = DEADLINE) -> Store:
+def open_store(
+    spec: Spec, make: bool = False, *, deadline: float = DEADLINE, pithos: Mapping[str, str] | None = None
+) -> Store:
     """Open a store; with `make`, an empty one is made where there is none. Raises BadStoreError when it can't be.
 
     `deadline`: seconds for one operation of a store in a network; 0 waits for it as a guest waits for its disk.
+    `pithos`: the table of Pithos stores, for blocks that this one does not have.
 
     The package's own directory needs no `make`: its store is made when it is first used. Elsewhere an empty directory
     may be the place where a file system is not mounted, and volumes that are only out of sight must not seem removed.
     """
+    store = _opened(spec, make, deadline)
+    if pithos:
+        from extstorage.pithos import Pithos
+
+        store.foreign = Pithos(pithos).layer
+    return store
+
+
+def asks_the_network(pithos: Mapping[str, str]) -> bool:
+    """Whether one of the Pithos stores is not in this node's file systems."""
+    return any(text.startswith("rados:") for text in pithos.values())
+
+
+def _opened(spec: Spec, make: bool, deadline: float) -> Store:
     if isinstance(spec, RadosSpec):
         from extstorage import rados_store
 

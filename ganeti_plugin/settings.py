@@ -120,6 +120,15 @@ class Archipelago(Section):
         help="How full a store may be before new volumes, clones and images are refused; 101 for never. Volumes that "
         "are there go on growing, so leave them room.",
     )
+    pithos: Mapping[str, str] = setting(
+        MappingProxyType({}),
+        pattern=r"(nfs|archip):/.*|rados:maps=.*",
+        expected="nfs:/DIRECTORY, archip:/DIRECTORY or rados:maps=POOL,blocks=POOL[?OPTIONS]",
+        help="Table of Pithos stores whose files may be origins of disks (origin=pithosmap://MAP/SIZE): a name for "
+        "each, and where it is. nfs:/DIRECTORY holds Pithos' own folders blocks and maps, archip:/DIRECTORY those of "
+        "Archipelago. rados:maps=POOL,blocks=POOL[?conf=FILE&user=NAME&keyring=FILE] is in a Ceph cluster. "
+        "They are only read, by the user below. The same on all nodes.",
+    )
     user: str = setting(
         "snf-archipelago",
         pattern=r"[a-z_][a-z0-9_-]{0,31}",

@@ -19,7 +19,8 @@ NAME = "11111111-2222-3333-4444-555555555555.ext.disk0"
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site({"main": f"files:{tmp_path}/store"}, "main", "nobody", tmp_path / "run", tmp_path / "devices")
+    stores = {"main": f"files:{tmp_path}/store"}
+    return Site(stores, "main", "nobody", run=tmp_path / "run", devices=tmp_path / "devices")
 
 
 def test_a_name_is_itself(site: Site) -> None:

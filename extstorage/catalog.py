@@ -149,7 +149,7 @@ def remove(store: Store, name: str) -> int:
     with store.locked():
         if not store.exists(name):
             return 0
-        lock = store.lock_volume(name)
+        lock = store.lock_volume(name, patience=store.patience)
         try:
             own = _own_layer(store, name)
             store.remove(name)

@@ -38,6 +38,9 @@ from ganeti_plugin.log import info, warning
 #: Much longer than any client that is shut out may go on trying.
 FENCE_SECONDS = 24 * 3600
 
+#: The locks that this process holds, by any client. What it could not release, it knows to be free.
+_OURS: set[str] = set()
+
 _LARGEST = 1 << 20
 _POLL = 0.1
 
@@ -68,9 +71,6 @@ class Identity(NamedTuple):
             return False
         start = _start_of(self.pid)
         return start is not None and start != self.start
-
-    def is_here(self) -> bool:
-        return self.boot == machine()
 
 
 def machine() -> str:
@@ -193,7 +193,7 @@ class Locks:
                     living.append(entry)
                     continue
                 info("%s: taking over from %s, which is dead", self._client.place, _holder_of(entry))
-                if kind == "exclusive":
+                if kind == "exclusive" and entry["address"] != self._client.address:
                     self._client.fence(str(entry["address"]), FENCE_SECONDS)
                 watch.dead.add(str(entry["id"]))
                 _remove(state, str(entry["id"]))
@@ -214,7 +214,12 @@ class Locks:
             state["shared"].append(entry)
         else:
             state["exclusive"] = entry
-        version = self._store(key, state, version)
+        _OURS.add(str(entry["id"]))
+        try:
+            version = self._store(key, state, version)
+        except BaseException:
+            _OURS.discard(str(entry["id"]))
+            raise
         held = HeldLock(self, key, entry, state, version)
         with self._mutex:
             self._held[held.id] = held
@@ -293,6 +298,7 @@ class Locks:
 
     def release(self, lock: HeldLock) -> None:
         """Never fails: what can't be released runs out."""
+        _OURS.discard(lock.id)
         with self._mutex:
             self._users.discard(lock.id)
         if not self._forget(lock):
@@ -322,10 +328,8 @@ class _Watch:
     def is_dead(self, entry: Entry, lease: float) -> bool:
         key, beat, now = str(entry["id"]), int(entry["beat"]), time.monotonic()
         identity = _identity_of(entry)
-        if key in self.dead or identity.has_ended():
+        if key in self.dead or identity.has_ended() or (identity == Identity.own() and key not in _OURS):
             return True
-        if identity.is_here():
-            self._alive.add(key)
         before = self._seen.setdefault(key, (beat, now))
         if before[0] != beat:
             self._alive.add(key)

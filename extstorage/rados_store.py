@@ -12,7 +12,7 @@ All objects are in one namespace of one replicated pool. What an object is, its 
     lock.NAME, wanted.NAME      the lock (rados_locks.py); the other side of a migration asks for it
     layers, index.*, data.*     the pages (rados_layers.py)
     content.DIGEST              a content block
-    contents.XX                 tables: the digests that begin with XX; entered before the block is made
+    contents.XX                 tables: the digests whose first byte is XX, modulo 64; entered before the block is made
 
 So everything is found by its name or in a table, and nothing needs a walk over the pool. What a death may leave are
 entries in tables without an object, and parts of a map that no head names, but the entry in `names` does.
@@ -67,6 +67,9 @@ PART = BLOCK
 _ELSEWHERE = b"SNFBODY\n"
 _LARGEST_HEADER = 4096
 _TRIES = 5
+
+#: Tables of content blocks: with 16 TiB of content, 65000 entries in each.
+_SHARDS = 64
 
 
 class RadosStore:
@@ -149,26 +152,14 @@ class RadosStore:
     def read_heads(self, name: str) -> VolumeMap:
         for _ in range(_TRIES):
             data = self._read_head(name)
-            if data.startswith(_ELSEWHERE):
-                where = self._where(name, data)
-                try:
-                    # Sources are listed first, and more of them than fit into one part do not occur.
-                    data = self._objects.read(_body(where, 0), PART)
-                except NoObjectError:
-                    continue
-            position = 0
-
-            def read(length: int, data: bytes = data) -> bytes:
-                nonlocal position
-                position += length
-                return data[position - length : position]
-
-            return maps.decode_heads(read, self._path(name))
+            where = self._where(name, data) if data.startswith(_ELSEWHERE) else None
+            with contextlib.suppress(NoObjectError):
+                return maps.decode_heads(_Beginning(self._objects, data, where).read, self._path(name))
         raise BrokenError(path=self._path(name), reason="a part of the map is missing")
 
     def _read_head(self, name: str) -> bytes:
         try:
-            return self._objects.read(_head(name), PART)
+            return self._objects.read(_head(name), BLOCK)
         except NoObjectError:
             raise self._no_such(name) from None
 
@@ -284,7 +275,7 @@ class RadosStore:
 
     def _complete_rename(self, old: str, new: str) -> None:
         try:
-            data, version = self._objects.read_versioned(_head(old), PART)
+            data, version = self._objects.read_versioned(_head(old), BLOCK)
             info = self._objects.attribute(_head(old), _INFO)
         except NoObjectError:
             self._forget_name(old)
@@ -435,8 +426,8 @@ class RadosStore:
         """Each was durable at once."""
 
     def contents(self) -> Iterator[tuple[bytes, object]]:
-        for first in range(256):
-            found = self._objects.entries(_shard(bytes([first])))
+        for shard in range(_SHARDS):
+            found = self._objects.entries(_shard(bytes([shard])))
             digests = [bytes.fromhex(entry) for entry in sorted(found)]
             for digest, version in zip(digests, self._objects.parallel(self._content_version, digests), strict=True):
                 yield digest, (version, found[digest.hex()])
@@ -469,6 +460,23 @@ class RadosStore:
         return freed
 
 
+class _Beginning:
+    """The first bytes of a map, read part by part as they are asked for."""
+
+    def __init__(self, objects: Objects, head: bytes, where: Mapping[str, Any] | None) -> None:
+        self._objects = objects
+        self._where = where
+        self._parts = 0
+        self._rest = b"" if where else head
+
+    def read(self, length: int) -> bytes:
+        while len(self._rest) < length and self._where and self._parts < int(self._where["parts"]):
+            self._rest += self._objects.read(_body(self._where, self._parts), PART)
+            self._parts += 1
+        found, self._rest = self._rest[:length], self._rest[length:]
+        return found
+
+
 def _head(name: str) -> str:
     return f"head.{name}"
 
@@ -482,7 +490,7 @@ def _content(digest: bytes) -> str:
 
 
 def _shard(digest: bytes) -> str:
-    return f"contents.{digest[0]:02x}"
+    return f"contents.{digest[0] % _SHARDS:02x}"
 
 
 def _info_bytes(info: Info) -> bytes:

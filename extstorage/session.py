@@ -333,13 +333,16 @@ class Session:
     def _drop_lost_lock(self) -> None:
         """Begin anew after another server took the volume over: what was not flushed then is lost."""
         with self._gate.hold(self._name):
+            # First of all nobody may rely on the lock: a store that has shut this client out begins anew then, too.
+            self._fenced = True
+            if self._lock is not None:
+                self._lock.release()
+            self._lock, self._token = None, ""
             self._volume = Volume(self._store, self._store.read_map(self._name), cached=False)
             self._seen = self._store.map_version(self._name)
             if self._marks is not None:
                 run_pages.forget(self._marks)
-            if self._lock is not None:
-                self._lock.release()
-            self._lock, self._token, self._fenced = None, "", False
+            self._fenced = False
 
     def close(self) -> None:
         """Flush and release; a holder elsewhere is not disturbed."""

@@ -159,6 +159,9 @@ class Volume:
             covered = 0
             for source in self.map.layers(index):
                 bits = self._layer(source).load_pages(index)
+                if not bits:
+                    path = f"block {index} of layer {source.owner.hex()}.{source.epoch}"
+                    raise BrokenError(path=path, reason="it is missing")
                 if bits & ~covered:
                     found.append((source, bits & ~covered))
                 covered |= bits

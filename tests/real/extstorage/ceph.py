@@ -50,6 +50,7 @@ mon_warn_on_pool_no_redundancy = false
 mon_osd_down_out_interval = 0
 osd_heartbeat_grace = 600
 mon_osd_report_timeout = 3600
+paxos_propose_interval = 0.05
 mon_data_avail_crit = 1
 mon_data_avail_warn = 1
 """

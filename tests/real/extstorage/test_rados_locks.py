@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""One writer among several RADOS clients: who waits, who takes over, and that one who was taken over can't write."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from extstorage import catalog, stores
+from extstorage.errors import FencedClientError, HeldError
+from extstorage.names import BLOCK, PAGE
+from extstorage.rados_locks import Identity, machine
+from extstorage.rados_store import RadosStore, create_store, open_store
+from extstorage.session import Session
+from extstorage.stores import RadosSpec
+from tests.real.extstorage.ceph import Ceph
+
+TREE = Path(__file__).parents[3]
+A = memoryview(b"a" * PAGE)
+
+Writers = Callable[[str], subprocess.Popen[str]]
+
+
+@pytest.fixture
+def place(ceph: Ceph, request: pytest.FixtureRequest) -> str:
+    return ceph.spec(request.node.name.replace("[", "-").rstrip("]"), lease="2")
+
+
+@pytest.fixture
+def spec(place: str) -> RadosSpec:
+    spec = stores.parse(place)
+    assert isinstance(spec, RadosSpec)
+    return spec
+
+
+@pytest.fixture
+def store(spec: RadosSpec) -> Iterator[RadosStore]:
+    store = create_store(spec)
+    catalog.create_volume(store, "vol", BLOCK)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def writers(place: str) -> Iterator[Writers]:
+    """Starts writers and waits until they write."""
+    started = []
+
+    def start(where: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "tests.real.extstorage.writer", place, "vol", where]
+        writer = subprocess.Popen(command, cwd=TREE, stdout=subprocess.PIPE, text=True)
+        started.append(writer)
+        assert writer.stdout is not None
+        assert [writer.stdout.readline() for _ in range(4)] == ["open\n", "0\n", "1\n", "2\n"]
+        return writer
+
+    yield start
+    for writer in started:
+        writer.kill()
+        writer.wait()
+        assert writer.stdout is not None
+        writer.stdout.close()
+
+
+def read(session: Session, offset: int = 0) -> bytes:
+    buffer = bytearray(PAGE)
+    session.readinto(memoryview(buffer), offset)
+    return bytes(buffer)
+
+
+def test_a_writer_elsewhere_that_lives_is_left_alone(store: RadosStore, writers: Writers) -> None:
+    writer = writers("elsewhere")
+    with pytest.raises(HeldError, match="node elsewhere"):
+        store.lock_volume("vol")
+    with pytest.raises(HeldError, match="node elsewhere"):
+        store.lock_volume("vol", patience=30)
+    assert writer.poll() is None
+
+
+def test_a_writer_that_was_taken_over_can_not_write(store: RadosStore, writers: Writers) -> None:
+    writer = writers("elsewhere")
+    writer.send_signal(subprocess.signal.SIGSTOP)  # type: ignore[attr-defined]
+    session = Session(store, "vol")
+    session.open(True)
+    for page in range(512):
+        session.write(A, page * PAGE)
+    writer.send_signal(subprocess.signal.SIGCONT)  # type: ignore[attr-defined]
+    output = writer.communicate(timeout=20)[0]
+    assert output.splitlines()[-1].startswith(("FencedClientError", "FencedError")), output[-200:]
+    assert all(read(session, page * PAGE) == bytes(A) for page in range(512))
+    session.shutdown()
+
+
+def test_a_writer_that_was_killed_here_is_followed_at_once(store: RadosStore, writers: Writers) -> None:
+    writer = writers("here")
+    with pytest.raises(HeldError, match=f"process {writer.pid}"):
+        store.lock_volume("vol", patience=30)
+    time.sleep(0.2)
+    writer.kill()
+    output = writer.communicate()[0]
+    session = Session(store, "vol")
+    session._obtain()
+    written = [int(line) for line in output.splitlines()]
+    for number in range(3, max(written)):
+        if number + 512 > max(written):
+            assert read(session, number % 512 * PAGE) == bytes([1 + number % 255]) * PAGE
+    session.shutdown()
+
+
+def test_a_writer_that_was_killed_elsewhere_is_waited_for(store: RadosStore, writers: Writers) -> None:
+    writer = writers("elsewhere")
+    writer.kill()
+    writer.communicate()
+    with pytest.raises(HeldError):
+        store.lock_volume("vol")
+    store.lock_volume("vol", patience=store.patience).release()
+
+
+def test_a_client_that_was_shut_out_begins_anew(store: RadosStore, spec: RadosSpec) -> None:
+    """What it held is lost, what it wrote stays, and when nobody relies on its locks, it gets a new connection."""
+    session = Session(store, "vol")
+    session.open(True)
+    session.write(A, 0)
+    other = open_store(spec)
+    other._client.fence(store._client.address, 60)
+    with pytest.raises(FencedClientError):
+        session.write(A, PAGE)
+    session.open(True)
+    assert read(session) == bytes(A)
+    session.write(A, PAGE)
+    session.shutdown()
+    other.close()
+
+
+def test_a_lock_changes_hands_without_two_having_it(store: RadosStore, spec: RadosSpec) -> None:
+    clients = [open_store(spec) for _ in range(4)]
+    inside = []
+    most = []
+
+    def work(client: RadosStore) -> None:
+        for _ in range(8):
+            with client.locked():
+                inside.append(client)
+                most.append(len(inside))
+                time.sleep(0.001)
+                inside.remove(client)
+
+    threads = [threading.Thread(target=work, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert most == [1] * 32
+    for client in clients:
+        client.close()
+
+
+def test_readers_share_and_dead_readers_do_not_count(store: RadosStore, spec: RadosSpec) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead = open_store(spec, identity=Identity("here", machine(), gone.pid, 1))
+    dead.lock_volume("vol", shared=True)
+    first, second = store.lock_volume("vol", shared=True), store.lock_volume("vol", shared=True)
+    with pytest.raises(HeldError):
+        store.lock_volume("vol")
+    first.release()
+    second.release()
+    store.lock_volume("vol").release()
+    # A reader does no harm, so it is not shut out.
+    assert dead.exists("vol")
+    dead.close()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import stat
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from extstorage.errors import ServerError
@@ -99,9 +100,30 @@ def serve(listener: socket.socket, handler: Handler, idle: Callable[[], bool]) -
     listener.close()
 
 
-def _answer(peer: socket.socket, handler: Handler) -> None:
+def _caller(peer: socket.socket) -> tuple[int, int]:
+    """Process and user at the other end, as the kernel knows them."""
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _, user, _ = struct.unpack("3i", credentials)
+    process, user, _ = struct.unpack("3i", credentials)
+    return process, user
+
+
+def connections_from(pid: int) -> Iterator[socket.socket]:
+    """This process's connected Unix sockets that another process connected to; whatever opened them here."""
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            copy = os.dup(int(entry))
+        except OSError:
+            continue
+        if not stat.S_ISSOCK(os.fstat(copy).st_mode):
+            os.close(copy)
+            continue
+        with socket.socket(fileno=copy) as peer:
+            if peer.family == socket.AF_UNIX and _caller(peer)[0] == pid:
+                yield peer
+
+
+def _answer(peer: socket.socket, handler: Handler) -> None:
+    _, user = _caller(peer)
     if user not in (0, os.geteuid()):
         return
     line = _read_line(peer)

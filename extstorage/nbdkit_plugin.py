@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import socket
 import sys
 import threading
 import time
@@ -170,6 +171,8 @@ class Server:
             self.session.close()
         elif command == "flush":
             self.session.flush()
+        elif command == "reconnect":
+            self.drop(int(str(request["pid"])))
         elif command == "grow":
             self.session.grow(int(str(request["size"])))
         elif command == "snapshot":
@@ -187,7 +190,18 @@ class Server:
         """
         if self.session is not None:
             self.session.shutdown()
+        (self.run / answer.FAULT_FILE).unlink(missing_ok=True)
         threading.Timer(0.05, os._exit, (control.REPLACED,)).start()
+
+    def drop(self, pid: int) -> None:
+        """End the connections of a process, which is to connect again and hear the volume's size: NBD tells it then.
+
+        nbdkit has no call for that, so the sockets are found among our descriptors. What was under way is repeated by
+        the client, as after the death of a server.
+        """
+        for peer in control.connections_from(pid):
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
 
     def status(self) -> Mapping[str, object]:
         mode = self.session.mode.value if self.session else "broken"

@@ -8,13 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ganeti_plugin import __version__, log
 from ganeti_plugin.contract.hook import HookCall, Phase
-from hooks import nic_cleanup
+from hooks import disk_grow, nic_cleanup, store_check
 
-Reaction = Callable[[], None]
+#: Given the event; None when it is the watcher.
+Reaction = Callable[[HookCall | None], None]
 
 REACTIONS: Mapping[tuple[str, Phase], tuple[Reaction, ...]] = {
-    (f"instance-{operation}", Phase.POST): (nic_cleanup.react,)
-    for operation in ("stop", "remove", "failover", "migrate", "reboot", "modify")
+    **{
+        (f"instance-{operation}", Phase.POST): (nic_cleanup.react,)
+        for operation in ("stop", "remove", "failover", "migrate", "reboot", "modify")
+    },
+    ("disk-grow", Phase.POST): (disk_grow.react,),
+    ("cluster-verify", Phase.POST): (store_check.react,),
 }
 
 #: The watcher starts its hooks on every node, at each run, with no variables of its own.
@@ -30,15 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("event", nargs="?", choices=["watcher"], help="the watcher's hooks have no environment")
     parser.add_argument("--version", action="version", version=f"ganeti-hook {__version__}")
-    for reaction in _reactions(watcher=parser.parse_args(arguments).event == "watcher"):
-        reaction()
+    call = None if parser.parse_args(arguments).event == "watcher" else HookCall.from_environment()
+    for reaction in WATCHER if call is None else _reactions(call):
+        reaction(call)
     return 0
 
 
-def _reactions(*, watcher: bool) -> tuple[Reaction, ...]:
-    if watcher:
-        return WATCHER
-    call = HookCall.from_environment()
+def _reactions(call: HookCall) -> tuple[Reaction, ...]:
     found = REACTIONS.get((call.path, call.phase), ())
     log.debug("%s-%s for %s: %d reactions", call.path, call.phase, call.target, len(found))
     return found

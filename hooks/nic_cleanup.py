@@ -9,9 +9,10 @@ minutes on each node, does the same. What is to be removed follows from the taps
 from __future__ import annotations
 
 from ganeti_plugin import log
+from ganeti_plugin.contract.hook import HookCall
 
 
-def react() -> None:
+def react(_call: HookCall | None) -> None:
     """Remove the state of vanished taps; harmless when there is none, and when called twice."""
     from network_scripts import cleanup
 

@@ -8,10 +8,10 @@ before the operation, and GANETI_POST_INSTANCE_* the ones after it (Ganeti 3.0.2
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Self
+from typing import NamedTuple, Self
 
 from ganeti_plugin.contract.variables import Variables
 
@@ -24,6 +24,15 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
 class Phase(StrEnum):
     PRE = "pre"
     POST = "post"
+
+
+class HookDisk(NamedTuple):
+    """A disk that an ExtStorage provider made."""
+
+    uuid: str
+    provider: str
+    #: VOL_NAME (GANETI_INSTANCE_DISKn_ID).
+    volume: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,8 @@ class HookCall:
     #: The instance (GANETI_INSTANCE_NAME) and its primary node before the operation (GANETI_INSTANCE_PRIMARY).
     instance: str | None
     primary: str | None
+    #: Its disks that are volumes of an ExtStorage provider.
+    disks: tuple[HookDisk, ...] = ()
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -53,7 +64,7 @@ class HookCall:
         path = variables.matching("GANETI_HOOKS_PATH", r"[a-z]+(-[a-z]+)*", "the name of a hook directory")
         phase = Phase(variables.one_of("GANETI_HOOKS_PHASE", tuple(Phase)))
         variables.action = f"hook {path}-{phase}"
-        about_instance = path.startswith("instance-")
+        about_instance = path.startswith("instance-") or path == "disk-grow"
         return cls(
             path=path,
             phase=phase,
@@ -63,4 +74,16 @@ class HookCall:
             master=variables.required("GANETI_MASTER"),
             instance=variables.matching("GANETI_INSTANCE_NAME", _NAME, "a host name") if about_instance else None,
             primary=variables.optional("GANETI_INSTANCE_PRIMARY"),
+            disks=tuple(_disks(variables)) if about_instance else (),
         )
+
+
+def _disks(variables: Variables) -> Iterator[HookDisk]:
+    """The disks with a provider, as they were before the operation."""
+    count = variables.optional("GANETI_INSTANCE_DISK_COUNT") or "0"
+    for number in range(int(count) if count.isdigit() else 0):
+        prefix = f"GANETI_INSTANCE_DISK{number}_"
+        provider = variables.optional(f"{prefix}PROVIDER")
+        if provider:
+            uuid = variables.matching(f"{prefix}UUID", r"[0-9a-f-]{36}", "a UUID")
+            yield HookDisk(uuid, provider, variables.matching(f"{prefix}ID", _NAME, "the name of a volume"))

@@ -9,8 +9,12 @@ from types import ModuleType
 
 import pytest
 
+from extstorage import apply, guests
+from extstorage.space import Usage
+from extstorage.store import Space
 from ganeti_plugin.errors import MissingVariableError
 from hooks import dispatch
+from hooks.store_check import StoresError
 from tests.unit.ganeti_plugin.contract.test_hook import STOP
 
 INSTALLED = Path(__file__).parents[3] / "debian/conffiles/ganeti/hooks"
@@ -61,6 +65,39 @@ def test_without_environment_the_missing_variable_is_named(monkeypatch: pytest.M
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(MissingVariableError, match="GANETI_HOOKS_VERSION"):
         dispatch.main([])
+
+
+def test_a_grown_disk_is_shown_to_its_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[object, ...]] = []
+    monkeypatch.setattr(guests, "show_size", lambda _site, *what: shown.append(what))
+    disks = {
+        "GANETI_INSTANCE_DISK_COUNT": "2",
+        "GANETI_INSTANCE_DISK0_UUID": "0b0c0d0e-0000-4000-8000-000000000000",
+        "GANETI_INSTANCE_DISK0_PROVIDER": "vlmc",
+        "GANETI_INSTANCE_DISK0_ID": "x.ext.disk0",
+        "GANETI_INSTANCE_DISK1_UUID": "1b0c0d0e-0000-4000-8000-000000000000",
+        "GANETI_INSTANCE_DISK1_PROVIDER": "zfs",
+        "GANETI_INSTANCE_DISK1_ID": "x.ext.disk1",
+    }
+    assert call(monkeypatch, GANETI_HOOKS_PATH="disk-grow", **disks) == 0
+    assert shown == [("web1.example.org", "0b0c0d0e-0000-4000-8000-000000000000", "x.ext.disk0")]
+
+
+def test_verification_names_every_store_that_needs_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
+    full, half = Space(1000 << 20, 49 << 20), Space(1000 << 20, 200 << 20)
+    found = [Usage("a", full), Usage("b", half), Usage("c", Space(10, 9)), Usage("d", None, "it is away")]
+    monkeypatch.setattr(apply, "usages", lambda _site: found)
+    environment = {name: value for name, value in STOP.items() if "INSTANCE_" not in name}
+    for name, value in {**environment, "GANETI_HOOKS_PATH": "cluster-verify"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StoresError) as caught:
+        dispatch.main([])
+    assert str(caught.value) == (
+        "the store 'a' is 96 % full (49 MiB left), so nothing new is made in it; "
+        "the store 'b' is 80 % full (200 MiB left); the store 'd' can't be used: it is away"
+    )
+    found[:] = [Usage("c", Space(10, 9))]
+    assert dispatch.main([]) == 0
 
 
 def test_every_reaction_has_its_hook_file_and_no_file_is_without_reaction() -> None:

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Makes `gnt-cluster verify` say which stores are nearly full or can't be used, on every node.
+
+Ganeti counts a failing hook as an error of the verification, and shows what it printed.
+"""
+
+from __future__ import annotations
+
+from ganeti_plugin.contract.hook import HookCall
+from ganeti_plugin.errors import StateError
+from hooks import archipelago
+
+
+class StoresError(StateError):
+    template = "{complaints}"
+
+
+def react(_call: HookCall | None) -> None:
+    if not archipelago.is_installed():
+        return
+    from extstorage import apply, space
+
+    found = list(space.complaints(apply.usages(apply.site())))
+    if found:
+        raise StoresError(complaints="; ".join(found))

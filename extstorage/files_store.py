@@ -42,7 +42,7 @@ from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, Bus
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
 from extstorage.pages import FULL, RECORD, from_record, to_record
-from extstorage.store import Holder, Info, Layer, Space
+from extstorage.store import Holder, Info, Layer, Space, decode_info, encode_info
 from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, write_atomically
 
 VERSION = 2
@@ -288,7 +288,7 @@ class FileLock:
 def _read_holder(descriptor: int) -> Holder | None:
     try:
         return Holder(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 
@@ -359,14 +359,10 @@ class FilesStore:
 
     def read_info(self, name: str) -> Info:
         path = self._folder(name) / "info.json"
-        data = self._read(path, name)
-        try:
-            return Info(**json.loads(data))
-        except (ValueError, TypeError) as error:
-            raise BrokenError(path=path, reason=f"the facts can't be read ({error})") from None
+        return decode_info(self._read(path, name), path)
 
     def write_info(self, name: str, info: Info) -> None:
-        write_atomically(self._folder(name) / "info.json", _info_bytes(info), mode=FILE_MODE)
+        write_atomically(self._folder(name) / "info.json", encode_info(info), mode=FILE_MODE)
 
     def _read(self, path: Path, name: str) -> bytes:
         with self._reading(path, name), path.open("rb") as stream:
@@ -392,7 +388,7 @@ class FilesStore:
         try:
             new.mkdir(mode=0o750)
             write_atomically(new / "map", maps.encode(volume_map), mode=FILE_MODE)
-            write_atomically(new / "info.json", _info_bytes(info), mode=FILE_MODE)
+            write_atomically(new / "info.json", encode_info(info), mode=FILE_MODE)
             os.rename(new, self._folder(name))
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
@@ -629,10 +625,6 @@ def _write_new(path: Path, data: memoryview) -> None:
         os.close(descriptor)
 
 
-def _info_bytes(info: Info) -> bytes:
-    return (json.dumps(info._asdict(), indent=1, sort_keys=True) + "\n").encode()
-
-
 def create_store(directory: Path) -> FilesStore:
     """Make an empty store, or open the one that is there."""
     directory.mkdir(mode=0o750, parents=True, exist_ok=True)
@@ -654,7 +646,7 @@ def open_store(directory: Path) -> FilesStore:
         facts = json.loads((directory / STORE_FILE).read_bytes())
     except FileNotFoundError:
         raise BadStoreError(path=directory, reason=f"the file {STORE_FILE} is missing") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadStoreError(path=directory, reason=f"{STORE_FILE} can't be read: {error}") from None
     if not isinstance(facts, dict) or facts.get("kind") != "snf-archipelago" or facts.get("version") != VERSION:
         raise BadStoreError(path=directory, reason=f"its version is not {VERSION}")

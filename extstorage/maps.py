@@ -40,6 +40,7 @@ CONTENT = 1 << 31
 _HEADER = struct.Struct("<8sIIQ16sQQIIII")
 _SOURCE = struct.Struct("<16sQ")
 _MOST_SOURCES = 1 << 24
+_LAST_EPOCH = 1 << 63
 
 #: The fastest of zlib: entries come in runs, and a clone must not wait for its map.
 _LEVEL = 1
@@ -179,6 +180,8 @@ def _without_unused(old: VolumeMap) -> VolumeMap:
     numbers = sorted(number for number in used if not number & CONTENT)
     if len(numbers) == len(old.sources) and len(contents) * DIGEST == len(old.digests):
         return old
+    if numbers[-1:] > [len(old.sources)] or [n ^ CONTENT for n in contents[-1:]] >= [len(old.digests) // DIGEST]:
+        raise BrokenError(path="a map", reason="it names a layer that it does not list")
     renumbered = {0: 0} | {number: position for position, number in enumerate(numbers, 1)}
     renumbered |= {number: CONTENT | position for position, number in enumerate(contents)}
     entries = array("I", map(renumbered.__getitem__, old.entries))
@@ -257,7 +260,8 @@ def _decode_head(data: bytes, path: str) -> _Head:
         raise BrokenError(path=path, reason="it is not a map")
     if version != VERSION or flags & ~READ_ONLY:
         raise BrokenError(path=path, reason=f"its version {version} or flags {flags:#x} are unknown here")
-    if not 0 < size <= LARGEST or blocks != blocks_of(size) or sources > _MOST_SOURCES or digests > blocks:
+    too_much = epoch > _LAST_EPOCH or sources > _MOST_SOURCES or digests > blocks
+    if not 0 < size <= LARGEST or blocks != blocks_of(size) or too_much:
         raise BrokenError(path=path, reason="the header of the map contradicts itself")
     head = VolumeMap(size, owner, epoch, bool(flags & READ_ONLY), (), array("I"))
     return _Head(head, blocks, sources, digests, packed, checksum)

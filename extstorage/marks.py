@@ -77,11 +77,13 @@ class _Contents:
 
     def __init__(self) -> None:
         self._at = random.randrange(DIGEST - 4 + 1)  # noqa: S311 - no secret
-        self._bits = bytearray(1 << _BITS - 3)
+        self._bits = bytearray()
         self._recent: set[int] = set()
         self._unpack = struct.Struct(f"<{self._at}xI{DIGEST - 4 - self._at}x").iter_unpack
 
     def add(self, digests: bytes) -> None:
+        if digests and not self._bits:
+            self._bits = bytearray(1 << _BITS - 3)
         for start in range(0, len(digests), _CHUNK):
             numbers = set(chain.from_iterable(self._unpack(digests[start : start + _CHUNK])))
             for number in numbers - self._recent:
@@ -92,7 +94,7 @@ class _Contents:
 
     def may_have(self, digest: bytes) -> bool:
         number = int.from_bytes(digest[self._at : self._at + 4], "little")
-        return bool(self._bits[number >> 32 - _BITS + 3] >> (number >> 32 - _BITS & 7) & 1)
+        return bool(self._bits) and bool(self._bits[number >> 32 - _BITS + 3] >> (number >> 32 - _BITS & 7) & 1)
 
 
 def _digest(volume_map: VolumeMap) -> bytes:

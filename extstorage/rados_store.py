@@ -47,7 +47,7 @@ from extstorage.rados_layers import (
 )
 from extstorage.rados_locks import HeldLock, Identity, Locks
 from extstorage.rados_pool import Change, Client, Objects
-from extstorage.store import Info, Layer, Space
+from extstorage.store import Info, Layer, Space, decode_info, encode_info
 from extstorage.stores import RadosSpec
 
 KIND = "snf-archipelago"
@@ -64,6 +64,7 @@ _INTENT = "rename"
 
 #: What one object holds of a map. Larger objects would be slow to recover in the cluster.
 PART = BLOCK
+_MOST_PARTS = 1024
 _ELSEWHERE = b"SNFBODY\n"
 _LARGEST_HEADER = 4096
 _TRIES = 5
@@ -172,8 +173,10 @@ class RadosStore:
     def _where(self, name: str, data: bytes) -> Mapping[str, Any]:
         try:
             where: Mapping[str, Any] = json.loads(data[len(_ELSEWHERE) :])
-            _body(where, int(where["parts"]))
-        except (ValueError, TypeError, KeyError):
+            if not 0 < int(where["parts"]) <= _MOST_PARTS:
+                raise ValueError
+            _body(where, 0)
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise BrokenError(path=self._path(name), reason="it does not say where the map is") from None
         return where
 
@@ -213,11 +216,11 @@ class RadosStore:
 
     def read_info(self, name: str) -> Info:
         try:
-            return Info(**json.loads(self._objects.attribute(_head(name), _INFO)))
+            return decode_info(self._objects.attribute(_head(name), _INFO), self._path(name))
         except NoObjectError:
             raise self._no_such(name) from None
-        except (NoAttributeError, ValueError, TypeError) as error:
-            raise BrokenError(path=self._path(name), reason=f"the facts can't be read ({error})") from None
+        except NoAttributeError:
+            raise BrokenError(path=self._path(name), reason="the facts are missing") from None
 
     def write_info(self, name: str, info: Info) -> None:
         key = _head(name)
@@ -226,7 +229,7 @@ class RadosStore:
             if version is None:
                 raise self._no_such(name)
             with contextlib.suppress(ChangedObjectError):
-                self._objects.apply(key, Change().at_version(version).set_attribute(_INFO, _info_bytes(info)))
+                self._objects.apply(key, Change().at_version(version).set_attribute(_INFO, encode_info(info)))
                 return
         raise HeldError(name=name, holder="somebody who keeps changing it")
 
@@ -236,7 +239,7 @@ class RadosStore:
         self._forget_leftovers(name)
         self._objects.put_entry(_NAMES, name, b"")
         data = self._store_bodies(name, maps.encode(volume_map))
-        change = Change().exclusive().write_full(data).set_attribute(_INFO, _info_bytes(info))
+        change = Change().exclusive().write_full(data).set_attribute(_INFO, encode_info(info))
         try:
             self._objects.apply(_head(name), change)
         except ChangedObjectError:
@@ -493,10 +496,6 @@ def _shard(digest: bytes) -> str:
     return f"contents.{digest[0] % _SHARDS:02x}"
 
 
-def _info_bytes(info: Info) -> bytes:
-    return json.dumps(info._asdict(), sort_keys=True).encode()
-
-
 def open_store(spec: RadosSpec, *, deadline: float = 0.0, identity: Identity | None = None) -> RadosStore:
     """Open a store that exists; raises BadStoreError."""
     store = RadosStore(spec, deadline, identity)
@@ -536,7 +535,7 @@ def _check(objects: Objects, spec: RadosSpec) -> None:
         facts = json.loads(objects.read(_HEADER, _LARGEST_HEADER))
     except NoObjectError:
         raise BadStoreError(path=spec, reason=f"the object {_HEADER!r} is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadStoreError(path=spec, reason=f"the object {_HEADER!r} can't be read: {error}") from None
     if not isinstance(facts, dict) or facts.get("kind") != KIND or facts.get("version") != VERSION:
         raise BadStoreError(path=spec, reason=f"its version is not {VERSION}")

@@ -33,6 +33,7 @@ from extstorage.errors import (
 )
 from extstorage.identity import myself
 from extstorage.maps import VolumeMap
+from extstorage.names import check_name, check_size
 from extstorage.run_pages import RunPages
 from extstorage.store import Info, Store, VolumeLock
 from extstorage.volume import Extent, Volume
@@ -406,6 +407,7 @@ class Session:
 
         The volume's own map comes first: a death before the second write leaves a layer more and nothing else.
         """
+        check_name(name, "the snapshot name")
         with self._exclusively():
             self.flush()
             self._volume.learn_deep()
@@ -425,6 +427,7 @@ class Session:
 
     def grow(self, size: int) -> None:
         """Make the volume larger; clients see it when they connect again."""
+        check_size(size)
         with self._exclusively(), self._store.locked(), self._gate.hold(self._name):
             if size <= self._volume.map.size:
                 return

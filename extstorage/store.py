@@ -14,10 +14,13 @@ the bitmap that says which pages are there. The rules that `volume.py` relies on
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from extstorage.errors import BrokenError
 from extstorage.maps import Source, VolumeMap
 
 
@@ -32,6 +35,33 @@ class Info(NamedTuple):
     properties: Mapping[str, str] = {}
     #: Of an image: whether new volumes may be cloned from it.
     shared: bool = True
+
+
+#: The latest moment that calendars know.
+_LATEST = 253402300800
+
+
+def encode_info(info: Info) -> bytes:
+    return (json.dumps(info._asdict(), indent=1, sort_keys=True) + "\n").encode()
+
+
+def decode_info(data: bytes, path: str | Path) -> Info:
+    """Read the facts of a volume. Raises BrokenError on anything that `encode_info` would not have written."""
+    try:
+        info = Info(**json.loads(data))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BrokenError(path=path, reason=f"the facts can't be read ({error})") from None
+    if not _fits(info._asdict()):
+        raise BrokenError(path=path, reason="the facts are not what they should be")
+    return info
+
+
+def _fits(facts: Mapping[str, object]) -> bool:
+    created, properties = facts["created"], facts["properties"]
+    if not isinstance(created, int | float) or not 0 <= created < _LATEST or not isinstance(facts["image"], bool):
+        return False
+    texts = [facts["origin"], facts["cname"], facts["metadata"]]
+    return isinstance(properties, dict) and all(isinstance(text, str) for text in (*texts, *properties.values()))
 
 
 class Holder(NamedTuple):

@@ -15,7 +15,7 @@ from extstorage.store import Store
 from tests.datapath.generator import Generator
 from tests.datapath.tap import Reaper, Tap
 
-STEPS = 800
+STEPS = 600
 
 
 class MemoryWorld:

@@ -28,7 +28,7 @@ from tests.datapath.tap import Tap
 
 PARTS = 5
 STEPS = 120
-STATES = 400
+STATES = 300
 MOST_READ = 128
 
 

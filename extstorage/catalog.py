@@ -90,13 +90,12 @@ def _origin_map(store: Store, origin: str, size: int) -> VolumeMap:
     check_name(origin, "the origin")
     if not store.exists(origin):
         raise UnknownOriginError(name=origin, store=store.title)
-    head = store.read_heads(origin)
-    if not head.read_only:
+    found = store.read_map(origin)
+    if not found.read_only:
         raise NotAnOriginError(name=origin)
     if not store.read_info(origin).shared:
         raise WithdrawnError(name=origin)
-    _large_enough(head, origin, size)
-    return store.read_map(origin)
+    return _large_enough(found, origin, size)
 
 
 def _large_enough(head: VolumeMap, origin: str, size: int) -> VolumeMap:

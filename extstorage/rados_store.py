@@ -201,8 +201,11 @@ class RadosStore:
         where = {"generation": secrets.token_hex(8), "parts": parts}
         # On record before they are made, so that they are found if this process dies.
         self._objects.put_entry(_NAMES, name, json.dumps(where).encode())
-        for part in range(parts):
+
+        def put(part: int) -> None:
             self._objects.apply(_body(where, part), Change().write_full(data[part * PART : part * PART + PART]))
+
+        list(self._objects.parallel(put, range(parts)))
         return _ELSEWHERE + json.dumps(where).encode()
 
     def _remove_bodies(self, name: str, head: bytes) -> None:

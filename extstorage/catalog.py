@@ -16,6 +16,7 @@ from extstorage import maps
 from extstorage.errors import (
     AlreadyThereError,
     BrokenError,
+    HeldError,
     NoSuchVolumeError,
     NotAnOriginError,
     SmallerThanOriginError,
@@ -24,7 +25,7 @@ from extstorage.errors import (
 )
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import MEBIBYTE, check_name, check_size
-from extstorage.store import Info, Store
+from extstorage.store import Holder, Info, Store
 from ganeti_plugin.log import info, warning
 
 
@@ -136,6 +137,18 @@ def _has_cname(store: Store, name: str, cname: str) -> bool:
         return store.read_info(name).cname == cname and not store.read_heads(name).read_only
     except BrokenError:
         return False
+
+
+def holder(store: Store, name: str) -> tuple[bool, Holder | None]:
+    """Whether somebody has the volume, and who has or last had it. To find out, the lock is ours for a moment."""
+    try:
+        lock = store.lock_volume(name)
+    except HeldError as error:
+        return True, error.holder if isinstance(error.holder, Holder) else None
+    try:
+        return False, lock.holder()
+    finally:
+        lock.release()
 
 
 def remove(store: Store, name: str) -> int:

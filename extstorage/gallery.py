@@ -19,13 +19,13 @@ from ganeti_plugin.log import info
 _KINDS = ("volume", "snapshot", "image")
 
 
-def rename(store: Store, old: str, new: str) -> None:
+def rename(store: Store, old: str, new: str, kind: str = "image") -> None:
     """Clones are not affected; they remember the old name as their origin. Raises HeldError while it is attached."""
     check_name(new, "the new name")
-    with _held(store, old):
+    with _held(store, old, kind):
         if store.exists(new):
-            kind = catalog.item(store, new, "image", *_KINDS).kind
-            raise AlreadyThereError(name=new, store=store.title, what=kind)
+            other = catalog.item(store, new, "image", *_KINDS).kind
+            raise AlreadyThereError(name=new, store=store.title, what=other)
         store.rename(old, new)
     info("%s: renamed, was %s", new, old)
 
@@ -38,9 +38,9 @@ def share(store: Store, name: str, *, shared: bool) -> None:
 
 
 @contextlib.contextmanager
-def _held(store: Store, name: str) -> Iterator[None]:
+def _held(store: Store, name: str, kind: str) -> Iterator[None]:
     with store.locked():
-        catalog.item(store, name, "image", "image")
+        catalog.item(store, name, kind, kind)
         lock = store.lock_volume(name, patience=store.patience)
         try:
             yield

@@ -63,6 +63,10 @@ class Marks:
         """The blocks of a frozen layer that maps name; None when a volume writes the layer and needs all of it."""
         return None if source in self._current else Blocks(self._frozen.get(source, 0))
 
+    def frozen_blocks(self) -> int:
+        """How many blocks of frozen layers are named."""
+        return sum(bits.bit_count() for bits in self._frozen.values())
+
     def names_content(self, digest: bytes) -> bool:
         """Whether any map needs this content block; seldom, and never for long, true of one that none needs."""
         return self._contents.may_have(digest)

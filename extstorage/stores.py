@@ -9,12 +9,14 @@ Only here is it known which kinds there are; what one kind needs is imported whe
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from extstorage.errors import BadStoreSpecError, NoSuchStoreError
+from extstorage.identity import ids_of
 from extstorage.names import is_store_name
 from extstorage.store import Store
 
@@ -112,6 +114,13 @@ def parse_options(text: str, query: str, known: tuple[str, ...]) -> dict[str, st
             raise BadStoreSpecError(spec=text[:200], reason=f"the option {name} must be an absolute path")
         options[name] = value
     return options
+
+
+def prepare(spec: Spec, user: str) -> None:
+    """Have a directory for a store to be made in, which belongs to the store's user. Needs root."""
+    if isinstance(spec, FilesSpec) and not spec.directory.exists():
+        spec.directory.mkdir(mode=0o750, parents=True)
+        os.chown(spec.directory, *ids_of(user))
 
 
 def open_store(

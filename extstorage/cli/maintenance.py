@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""archipelago gc and fsck: what keeps stores in order."""
+"""archipelago gc, fsck and stats: what keeps stores in order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Options, add_command
 from extstorage.cli.items import everything
-from extstorage.cli.output import Meter, human, print_json
+from extstorage.cli.output import Meter, human, print_json, print_rows
 from extstorage.cli.place import here, stores_meant
 from ganeti_plugin.errors import Error, IntegrityError
 
@@ -36,6 +36,8 @@ def add(commands: Commands) -> None:
     added = parser.add_argument("name", nargs="?", default="", help="one of them; without, everything is checked")
     added.completer = everything  # type: ignore[attr-defined]
     parser.add_argument("--repair", action="store_true", help="do what is certain to be right, and say what is lost")
+    parser = add_command(commands, "stats", "show sizes, sharing, and the I/O of attached volumes", _stats, json=True)
+    parser.add_argument("--prometheus", action="store_true", help="print the text format of Prometheus")
 
 
 def _collect(options: Options) -> None:
@@ -132,3 +134,28 @@ def _line(store_name: str, finding: Finding) -> str:
     where = f"{finding.name or store_name}: "
     blocks = f"; blocks of 4 MiB that can't be read: {runs}" if runs and not finding.repaired else ""
     return f"{where}{finding.text}{blocks}" + (f" [{finding.repaired}]" if finding.repaired else "")
+
+
+def _stats(options: Options) -> None:
+    from extstorage import apply, attached, stats
+
+    site = here(options)
+    stores = {}
+    for name in stores_meant(site, options):
+        with apply.using_store(site, name) as store:
+            meter = Meter(name, "counted")
+            stores[name] = stats.of_store(store, meter if sys.stderr.isatty() else _quiet)
+            meter.end()
+    volumes = [one for one in (attached.look(site, name) for name in attached.names(site)) if one.store in stores]
+    if options.prometheus:
+        print(stats.prometheus(stores, ((one.name, one.store, one.requests) for one in volumes)), end="")
+        return
+    rows = [{"store": name, **found._asdict()} for name, found in stores.items()]
+    counted = [{"name": one.name, "store": one.store, **one.requests} for one in volumes if one.requests]
+    if options.json:
+        print_json({"stores": rows, "volumes": counted})
+        return
+    print_rows(("store", *stats.Stats._fields), rows)
+    if counted:
+        print()
+        print_rows(list(counted[0]), counted)

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-_SIZES = ("size", "used", "free")
+_SIZES = ("size", "used", "total", "free", "logical", "stored", "read_bytes", "written_bytes")
 _TIMES = ("created",)
 
 

@@ -27,9 +27,11 @@ def _names(**_known: object) -> list[str]:
 
 
 def _create(options: Options) -> None:
-    from extstorage import apply
+    from extstorage import apply, stores
 
-    with apply.using_store(apply.site(), options.name, make=True) as store:
+    site = apply.site()
+    stores.prepare(stores.spec_of(site.stores, options.name), site.user)
+    with apply.using_store(site, options.name, make=True) as store:
         print(f"{options.name}: {store.title} is a store")
 
 

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The commands over two stores of files, as an administrator types them."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extstorage import apply, cli
+from extstorage.cli import items, maintenance, server, sizes
+from extstorage.errors import (
+    AlreadyThereError,
+    BadSizeError,
+    HeldError,
+    NoSuchStoreError,
+    NoSuchVolumeError,
+    NotAnOriginError,
+)
+from extstorage.names import MEBIBYTE, PAGE
+from extstorage.servers import Site
+from extstorage.session import Session
+
+GIB = 1 << 30
+
+
+class Node:
+    """Runs commands; what they print, as text or as the JSON that it is."""
+
+    def __init__(self, site: Site, capsys: pytest.CaptureFixture[str]) -> None:
+        self.site = site
+        self._capsys = capsys
+
+    def run(self, line: str) -> str:
+        options = cli.parser().parse_args(line.split())
+        self._capsys.readouterr()
+        options.action(options)
+        return self._capsys.readouterr().out
+
+    def json(self, line: str) -> Any:
+        return json.loads(self.run(f"{line} --json"))
+
+    def write(self, volume: str, byte: bytes = b"x") -> None:
+        with apply.using_store_of(self.site, volume) as store:
+            session = Session(store, volume)
+            session.write(memoryview(byte * PAGE), 0)
+            session.shutdown()
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Node:
+    stores = {name: f"files:{tmp_path / name}" for name in ("main", "other")}
+    site = Site(stores, "main", getpass.getuser(), run=tmp_path / "run", devices=tmp_path / "devices")
+    monkeypatch.setattr(apply, "site", lambda: site)
+    found = Node(site, capsys)
+    for name in stores:
+        found.run(f"store create {name}")
+    return found
+
+
+def names(listed: list[dict[str, Any]]) -> list[str]:
+    return [one["name"] for one in listed]
+
+
+def test_a_volume_is_made_cloned_grown_renamed_and_removed(node: Node) -> None:
+    assert node.run("volume create web 1G") == "web: 1.0 GiB\n"
+    node.write("web")
+    node.run("snapshot create web golden")
+    assert node.run("volume clone golden copy") == "copy: 1.0 GiB, a clone of golden\n"
+    node.run("volume clone golden large --size 2G")
+    assert node.run("volume grow copy 3G") == "copy: 3.0 GiB\n"
+    node.run("volume rename large larger")
+    listed = {one["name"]: one for one in node.json("volume list")}
+    assert {name: one["size"] for name, one in listed.items()} == {"web": GIB, "copy": 3 * GIB, "larger": 2 * GIB}
+    assert listed["copy"]["origin"] == "golden"
+    assert node.json("volume info copy")["attached"] is False
+    node.run("volume remove copy")
+    assert names(node.json("volume list")) == ["larger", "web"]
+
+
+def test_what_is_not_possible_is_one_error_and_changes_nothing(node: Node) -> None:
+    node.run("volume create web 1G")
+    for line, error in (
+        ("volume create web 2G", AlreadyThereError),
+        ("volume create web 2G --store other", AlreadyThereError),
+        ("volume clone web copy", NotAnOriginError),
+        ("volume clone nothing copy", NoSuchVolumeError),
+        ("volume grow web 512M", BadSizeError),
+        ("volume grow nothing 2G", NoSuchVolumeError),
+        ("volume rename web web", AlreadyThereError),
+        ("volume rename nothing new", NoSuchVolumeError),
+        ("volume remove nothing", NoSuchVolumeError),
+        ("volume info web --store other", NoSuchVolumeError),
+        ("volume list --store third", NoSuchStoreError),
+        ("store create third", NoSuchStoreError),
+        ("server restart", server.NothingToRestartError),
+        ("server restart web", server.NotRestartedError),
+    ):
+        with pytest.raises(error):
+            node.run(line)
+    assert [(one["name"], one["size"]) for one in node.json("volume list")] == [("web", GIB)]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512", 512), ("4K", 4096), ("20G", 20 * GIB), ("1TiB", 1024 * GIB), ("64MB", 64 * MEBIBYTE)]
+)
+def test_sizes_are_read_as_they_are_written(text: str, size: int) -> None:
+    assert sizes.parse(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5G", "G", "1g", "100", "9999999999999999T", "\u0661"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(BadSizeError):
+        sizes.parse(text)
+
+
+def test_things_are_found_in_whatever_store_they_are(node: Node) -> None:
+    node.run("volume create here 1G")
+    node.run("volume create there 1G --store other")
+    node.run("snapshot create there golden")
+    node.run("volume clone golden copy")
+    assert {one["name"]: one["store"] for one in node.json("volume list")} == {
+        "here": "main",
+        "copy": "other",
+        "there": "other",
+    }
+    assert names(node.json("volume list --store main")) == ["here"]
+    node.run("snapshot remove golden")
+    assert node.json("snapshot list") == []
+
+
+def test_a_store_that_is_gone_hides_no_other(node: Node, tmp_path: Path) -> None:
+    node.run("volume create here 1G")
+    (tmp_path / "other/store.json").unlink()
+    with pytest.raises(items.IncompleteError):
+        node.run("volume list")
+    rows = {one["name"]: one for one in node.json("store list")}
+    assert "fault" not in rows["main"]
+    assert "store.json is missing" in rows["other"]["fault"]
+
+
+def test_who_has_a_volume_is_told(node: Node) -> None:
+    node.run("volume create web 1G")
+    assert node.run("volume holder web") == "web: not open\n"
+    with apply.using_store(node.site) as store:
+        session = Session(store, "web")
+        session.open(True)
+        assert "web: open, by node " in node.run("volume holder web")
+        with pytest.raises(HeldError):
+            node.run("volume rename web new")
+        session.shutdown()
+    found = node.json("volume holder web")
+    assert (found["held"], found["holder"]["node"]) == (False, found["holder"]["node"])
+    assert "last by node " in node.run("volume holder web")
+
+
+def test_garbage_is_collected_in_all_stores(node: Node) -> None:
+    for store in ("main", "other"):
+        node.run(f"volume create vol-{store} 1G --store {store}")
+        node.write(f"vol-{store}")
+        node.run(f"snapshot create vol-{store} snap-{store}")
+        node.run(f"volume remove vol-{store}")
+        node.run(f"snapshot remove snap-{store}")
+    assert [report["layers"] for report in node.json("gc --dry-run")] == [1, 1]
+    text = node.run("gc")
+    assert text.count("1 layers and 0 content blocks removed") == 2
+    assert [report["layers"] for report in node.json("gc")] == [0, 0]
+
+
+def test_damage_is_told_and_is_an_error_until_it_is_repaired(node: Node, tmp_path: Path) -> None:
+    node.run("volume create web 1G")
+    node.write("web")
+    node.run("snapshot create web golden")
+    assert node.run("fsck") == "0 findings, 0 repaired\n"
+    path = tmp_path / "main/maps/web/map"
+    path.write_bytes(b"torn")
+    with pytest.raises(maintenance.DamageError, match="1 of 1"):
+        node.run("fsck")
+    with pytest.raises(maintenance.NothingFreedError):
+        node.run("gc")
+    assert "[the map before the last change is back" in node.run("fsck --repair web")
+    assert node.run("fsck web") == "0 findings, 0 repaired\n"
+
+
+def test_numbers_are_what_is_there(node: Node) -> None:
+    node.run("volume create web 1G")
+    node.write("web")
+    node.run("snapshot create web golden")
+    for number in range(3):
+        node.run(f"volume clone golden copy{number}")
+    (stores := node.json("stats")["stores"]).sort(key=lambda one: one["store"])
+    main, other = stores
+    assert (main["volumes"], main["snapshots"], main["images"], main["broken"]) == (4, 1, 0, 0)
+    assert main["logical"] == 4 * GIB
+    assert PAGE <= main["stored"] < MEBIBYTE
+    assert main["shared"] == 5.0
+    assert (other["volumes"], other["stored"], other["shared"]) == (0, 0, 1.0)
+    assert "STORE" in node.run("stats")
+    lines = node.run("stats --prometheus").splitlines()
+    assert 'archipelago_store_volumes{store="main"} 4' in lines
+    assert all(line.startswith(("#", "archipelago_")) for line in lines)

@@ -29,9 +29,11 @@ class Usage(NamedTuple):
 
     @property
     def percent(self) -> int:
-        """How full it is, rounded up: what is full shall not look as if it were not."""
-        if self.space is None or self.space.total <= 0:
+        """How full it is, rounded up: what is full shall not look as if it were not. 0 where nobody knows."""
+        if self.space is None:
             return 100
+        if not self.space.total:
+            return 0
         return -(-100 * (self.space.total - max(0, self.space.free)) // self.space.total)
 
 

@@ -78,7 +78,7 @@ class Holder(NamedTuple):
 
 
 class Space(NamedTuple):
-    """The bytes that a store could hold, and those that it can still take."""
+    """The bytes that a store could hold, and those that it can still take. (0, 0): it can't tell."""
 
     total: int
     free: int

@@ -51,6 +51,10 @@ mon_osd_down_out_interval = 0
 osd_heartbeat_grace = 600
 mon_osd_report_timeout = 3600
 paxos_propose_interval = 0.05
+osd_heartbeat_interval = 1
+mon_osd_nearfull_ratio = 0.8
+mon_osd_backfillfull_ratio = 0.85
+mon_osd_full_ratio = 0.9
 mon_data_avail_crit = 1
 mon_data_avail_warn = 1
 """

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from extstorage import catalog, gc, maps, rados_store
-from extstorage.errors import BadStoreError, BrokenError, UnreachableStoreError
+from extstorage import catalog, gc, maps, rados_store, stores
+from extstorage.errors import BadStoreError, BrokenError, FullStoreError, UnreachableStoreError
 from extstorage.names import BLOCK, PAGE
 from extstorage.rados_layers import PAGES, data_key, encode_pages
 from extstorage.rados_locks import Identity, machine
@@ -306,3 +306,49 @@ def test_an_osd_that_is_stopped_and_goes_on(ceph: Ceph, rados_store: RadosStore)
     for page in range(200):
         assert read(rados_store, "vol", page * PAGE) == bytes([page % 255 + 1]) * PAGE
     impatient.close()
+
+
+def test_a_full_store(tmp_path: Path) -> None:
+    """Writes fail, and what frees space works; then writes work again. It needs a Ceph that can be filled."""
+    small = Ceph(tmp_path / "ceph", size=64 << 20)
+    try:
+        spec = stores.parse(small.spec("full"))
+        assert isinstance(spec, RadosSpec)
+        store = create_store(spec)
+        catalog.create_volume(store, "never-opened", BLOCK)
+        catalog.create_volume(store, "vol", 40 * BLOCK)
+        session = Session(store, "vol")
+        data = memoryview(bytes(range(1, 256)) * (BLOCK // 255 + 1))[:BLOCK]
+        for index in range(15):
+            session.write(data, index * BLOCK)
+        pages = iter(range(1024))
+        eventually(lambda: fails(lambda: session.write(A, 20 * BLOCK + next(pages) * PAGE), FullStoreError))
+        session.discard(0, BLOCK)
+        assert fails(lambda: session.snapshot("snap", Info(created=0.0)), FullStoreError)
+        assert fails(lambda: catalog.create_volume(store, "new", BLOCK), FullStoreError)
+        buffer = bytearray(BLOCK)
+        session.readinto(memoryview(buffer), BLOCK)
+        assert buffer == data
+        session.shutdown()
+        catalog.remove(store, "never-opened")
+        catalog.remove(store, "vol")
+        eventually(lambda: not fails(lambda: catalog.create_volume(store, "new", BLOCK), FullStoreError))
+        remove_everything(store)
+        store.close()
+    finally:
+        small.stop()
+
+
+def fails(function: Callable[[], object], kind: type[Exception]) -> bool:
+    try:
+        function()
+    except kind:
+        return True
+    return False
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.2)

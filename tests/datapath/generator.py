@@ -12,10 +12,11 @@ import random
 import shutil
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from extstorage import catalog, gc
 from extstorage.errors import HeldError, NotOpenError, ReadOnlyError
@@ -57,17 +58,21 @@ WEIGHTS = {
 }
 
 
-class World(Protocol):
-    """A store as several nodes see it."""
+class World(ABC):
+    """A store as several nodes see it. A world that can lose what was not synced also has `lose_power(chance)`."""
 
+    @abstractmethod
     def open(self) -> Store:
         """The store as one more process opens it."""
 
-    def kill(self, session: Session) -> None:
-        """The process with this session dies: its lock is free, and nothing else happened.
+    def serve(self, name: str, run: Path | None) -> Session:
+        """A volume as one more process serves it."""
+        return Session(self.open(), name, run)
 
-        A world that can lose what was not synced also has `lose_power(chance)`.
-        """
+    def kill(self, session: Session) -> None:
+        """The process with this session dies: its lock is free, and nothing else happened."""
+        assert session._lock is not None
+        session._lock.release()
 
 
 class Disk:
@@ -107,6 +112,7 @@ class Generator:
     """
 
     lengths: Sequence[int] = LENGTHS
+    weights: Mapping[str, float] = WEIGHTS
 
     def __init__(
         self, world: World, directory: Path, seed: int, tell: Callable[[Expected], None] | None = None
@@ -155,7 +161,7 @@ class Generator:
         if not self.disks:
             self._new_disk("")
             return
-        action = self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+        action = self.random.choices(list(self.weights), list(self.weights.values()))[0]
         getattr(self, action)(self.random.choice(self.disks))
         self._changed()
 
@@ -258,8 +264,14 @@ class Generator:
         self._start(disk)
 
     def _serve(self, name: str, run: Path | None = None) -> Session:
-        session = Session(self.world.open(), name, run)
+        session = self.world.serve(name, run)
         self.served = [*(old for old in self.served if old._lock is not None), session]
+        return session
+
+    def _read(self, name: str) -> Session:
+        """A snapshot, by whom no server needs to know."""
+        session = Session(self.store, name)
+        self.served.append(session)
         return session
 
     def _start(self, disk: Disk) -> None:
@@ -353,7 +365,7 @@ class Generator:
             assert name == self.going, f"{name} is gone"
             del self.snapshots[name]
         for name in names - self.snapshots.keys() - {disk.name for disk in self.disks}:
-            reader = self._serve(name)
+            reader = self._read(name)
             verify(reader, self.coming[name], name)
             reader.shutdown()
             catalog.remove(self.store, name)
@@ -449,7 +461,7 @@ class Generator:
         if self.snapshots:
             name = self.random.choice(sorted(self.snapshots))
             self._note(f"check {name}")
-            reader = self._serve(name)
+            reader = self._read(name)
             refuses(reader, ReadOnlyError)
             verify(reader, self.snapshots[name], name)
             reader.shutdown()
@@ -459,7 +471,7 @@ class Generator:
             verify(disk.session, disk.model, disk.name)
             self.extents(disk)
         for name, model in self.snapshots.items():
-            reader = self._serve(name)
+            reader = self._read(name)
             verify(reader, model, name)
             reader.shutdown()
 

@@ -10,15 +10,14 @@ import pytest
 
 from extstorage.files_store import create_store, open_store
 from extstorage.memory_store import MemoryStore
-from extstorage.session import Session
 from extstorage.store import Store
-from tests.datapath.generator import Generator
+from tests.datapath.generator import Generator, World
 from tests.datapath.tap import Reaper, Tap
 
 STEPS = 600
 
 
-class MemoryWorld:
+class MemoryWorld(World):
     atomic = False
 
     def __init__(self, directory: Path) -> None:
@@ -26,10 +25,6 @@ class MemoryWorld:
 
     def open(self) -> Store:
         return self._store
-
-    def kill(self, session: Session) -> None:
-        assert session._lock is not None
-        session._lock.release()
 
     def lose_power(self, chance: Random) -> None:
         self._store.die(chance)
@@ -41,17 +36,13 @@ class AtomicWorld(MemoryWorld):
     atomic = True
 
 
-class FilesWorld:
+class FilesWorld(World):
     def __init__(self, directory: Path) -> None:
         self._directory = directory / "store"
         create_store(self._directory)
 
     def open(self) -> Store:
         return open_store(self._directory)
-
-    def kill(self, session: Session) -> None:
-        assert session._lock is not None
-        session._lock.release()
 
 
 @pytest.mark.parametrize("world", [MemoryWorld, AtomicWorld, FilesWorld])

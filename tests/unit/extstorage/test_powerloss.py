@@ -21,7 +21,7 @@ from extstorage.names import PAGE
 from extstorage.session import Session
 from extstorage.store import Store
 from ganeti_plugin import files
-from tests.datapath.generator import SHORT, Expected, Generator, is_one_of, read
+from tests.datapath.generator import SHORT, Expected, Generator, World, is_one_of, read
 from tests.datapath.model import ZEROS, Model
 from tests.datapath.powerloss import Disk
 from tests.datapath.tap import Tap
@@ -32,17 +32,13 @@ STATES = 300
 MOST_READ = 128
 
 
-class World:
+class FilesWorld(World):
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         create_store(directory)
 
     def open(self) -> Store:
         return open_store(self._directory)
-
-    def kill(self, session: Session) -> None:
-        assert session._lock is not None
-        session._lock.release()
 
 
 class Recording:
@@ -53,7 +49,7 @@ class Recording:
         store.mkdir()
         with monkeypatch.context() as patch:
             tap = Tap(store, patch)
-            generator = Generator(World(store), tmp_path / f"run{seed}", seed, tap.events.append)
+            generator = Generator(FilesWorld(store), tmp_path / f"run{seed}", seed, tap.events.append)
             generator.lengths = SHORT
             for _ in range(steps):
                 generator.step()

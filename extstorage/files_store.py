@@ -583,9 +583,12 @@ class FilesStore:
             os.close(descriptor)
 
     def contents(self) -> Iterator[tuple[bytes, object]]:
-        for path in sorted(self._content.glob("[0-9a-f][0-9a-f]/[0-9a-f][0-9a-f]/*")):
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                yield bytes.fromhex(path.name), path.stat().st_mtime_ns
+        """Folder by folder: there may be millions."""
+        for first in _hex_folders(self._content):
+            for second in _hex_folders(first):
+                for path in sorted(second.iterdir()):
+                    with contextlib.suppress(FileNotFoundError, ValueError):
+                        yield bytes.fromhex(path.name), path.stat().st_mtime_ns
 
     def content_used(self, digest: bytes) -> int:
         try:
@@ -623,6 +626,10 @@ def _write_new(path: Path, data: memoryview) -> None:
                 fcntl.fcntl(descriptor, fcntl.F_SETFL, 0)
     finally:
         os.close(descriptor)
+
+
+def _hex_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if len(path.name) == 2)
 
 
 def create_store(directory: Path) -> FilesStore:

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-import threading
 from array import array
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,9 +19,7 @@ from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE
 from extstorage.session import Session
 from extstorage.store import Info, Store
-
-BLOCKS = 4
-MOST = 5
+from tests.datapath.history import BLOCKS, History, named, read, snapshot, stress, write
 
 
 @pytest.fixture(params=["files", "memory"])
@@ -31,33 +27,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return create_store(tmp_path / "store") if request.param == "files" else MemoryStore()
 
 
-def snapshot(store: Store, volume: str, name: str) -> None:
-    session = Session(store, volume)
-    session.snapshot(name, Info(created=1.0, origin=volume))
-    session.shutdown()
-
-
-def write(store: Store, volume: str, block: int, byte: bytes = b"x") -> None:
-    session = Session(store, volume)
-    session.write(memoryview(byte * PAGE), block * BLOCK)
-    session.shutdown()
-
-
-def read(store: Store, volume: str, block: int) -> bytes:
-    buffer = bytearray(PAGE)
-    session = Session(store, volume)
-    session.readinto(memoryview(buffer), block * BLOCK)
-    session.shutdown()
-    return bytes(buffer)
-
-
 # What is named, against the obvious way to find it.
-
-
-def named(volume_map: maps.VolumeMap) -> Iterator[tuple[Source, int]]:
-    for index in range(volume_map.blocks):
-        for source in volume_map.layers(index):
-            yield source, index
 
 
 def any_map(chance: random.Random, blocks: int, most: int) -> maps.VolumeMap:
@@ -256,73 +226,6 @@ def test_more_garbage_than_fits_into_memory_goes_too(store: Store, monkeypatch: 
 # Histories.
 
 
-class History:
-    """Random work on a store, beside a model: what each name must read as, block by block."""
-
-    def __init__(self, store: Store, seed: int) -> None:
-        self.store = store
-        self.chance = random.Random(seed)
-        self.volumes: dict[str, list[bytes]] = {}
-        self.snapshots: dict[str, list[bytes]] = {}
-        self.count = 0
-
-    def new_name(self, kind: str) -> str:
-        self.count += 1
-        return f"{kind}{self.count}"
-
-    def step(self) -> None:
-        actions = [self.create, self.clone, self.clone, self.write, self.write, self.write, self.snapshot, self.remove]
-        if len(self.volumes) + len(self.snapshots) > MOST:
-            actions = [self.remove]
-        self.chance.choice(actions)()
-
-    def create(self) -> None:
-        name = self.new_name("v")
-        catalog.create_volume(self.store, name, BLOCKS * BLOCK)
-        self.volumes[name] = [bytes(PAGE)] * BLOCKS
-
-    def clone(self) -> None:
-        if self.snapshots:
-            origin = self.chance.choice(sorted(self.snapshots))
-            name = self.new_name("v")
-            catalog.create_volume(self.store, name, BLOCKS * BLOCK, origin=origin)
-            self.volumes[name] = list(self.snapshots[origin])
-
-    def write(self) -> None:
-        if self.volumes:
-            name, block = self.chance.choice(sorted(self.volumes)), self.chance.randrange(BLOCKS)
-            data = self.chance.randbytes(PAGE)
-            session = Session(self.store, name)
-            if self.chance.random() < 0.5:
-                session.zero(block * BLOCK, BLOCK)  # owns the whole block: what lies below can go
-            session.write(memoryview(data), block * BLOCK)
-            session.shutdown()
-            self.volumes[name][block] = data
-
-    def snapshot(self) -> None:
-        if self.volumes:
-            volume, name = self.chance.choice(sorted(self.volumes)), self.new_name("s")
-            snapshot(self.store, volume, name)
-            self.snapshots[name] = list(self.volumes[volume])
-
-    def remove(self) -> None:
-        table = self.chance.choice([self.volumes, self.snapshots])
-        if table:
-            name = self.chance.choice(sorted(table))
-            catalog.remove(self.store, name)
-            del table[name]
-
-    def check(self) -> None:
-        for name, blocks in {**self.volumes, **self.snapshots}.items():
-            assert [read(self.store, name, at) == blocks[at] for at in range(BLOCKS)] == [True] * BLOCKS, name
-
-    def check_nothing_is_left(self) -> None:
-        """After a collection, each layer is named, found by looking at every entry of every map."""
-        every = [self.store.read_map(name) for name in self.store.names()]
-        wanted = {source for one in every for source, _ in named(one)} | {one.current for one in every}
-        assert set(self.store.layers()) <= wanted
-
-
 class Killed(BaseException):
     """Like kill -9, at the call that raises it."""
 
@@ -368,57 +271,9 @@ def _kill_after(patched: pytest.MonkeyPatch, store: Store, calls: int) -> None:
 
 
 def test_volumes_in_use_while_collections_run(tmp_path: Path) -> None:
-    """Threads clone, snapshot, write and remove, each on its own names from common templates; gc loops beside them."""
-    store = create_store(tmp_path / "store")
-    seed = 20261121
-    base = History(store, seed)
-    base.create()
-    base.write()
-    base.snapshot()
-    template = next(iter(base.snapshots))
-    failures: list[BaseException] = []
-    over = threading.Event()
-
-    def work(number: int) -> None:
-        try:
-            mine = History(FilesStore(tmp_path / "store"), seed + number)
-            mine.count = 1000 * number
-            for _ in range(200):
-                if not mine.snapshots:
-                    name = mine.new_name("v")
-                    catalog.create_volume(mine.store, name, BLOCKS * BLOCK, origin=template)
-                    mine.volumes[name] = list(base.snapshots[template])
-                    mine.snapshot()
-                mine.step()
-            mine.check()
-            done.append(mine)
-        except BaseException as error:
-            failures.append(error)
-
-    def collect() -> None:
-        try:
-            while not over.is_set():
-                reports.append(gc.collect(FilesStore(tmp_path / "store")))
-        except BaseException as error:
-            failures.append(error)
-
-    done: list[History] = []
-    reports: list[gc.Report] = []
-    collector = threading.Thread(target=collect)
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(1, 4)]
-    for thread in (collector, *workers):
-        thread.start()
-    for thread in workers:
-        thread.join()
-    over.set()
-    collector.join()
-    assert not failures, failures
-    assert all(not report.faults for report in reports)
+    create_store(tmp_path / "store")
+    reports = stress(lambda: FilesStore(tmp_path / "store"), seed=20261121, steps=150)
     assert any(report.layers + report.shrunk for report in reports)
-    for mine in done:
-        mine.check()
-    gc.collect(store)
-    done[0].check_nothing_is_left()
 
 
 def test_a_volume_that_somebody_reads_keeps_its_layers(store: Store) -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A volume as a loop device, for kernels without NBD: qemu-storage-daemon shows it as a file, loop that as a device.
+"""A volume as a loop device, for kernels without NBD: nbdfuse shows it as a file, loop the file as a device.
 
-The daemon connects again when the server dies, and requests wait meanwhile. nbdfuse(1) does not.
+nbdfuse(1) does not connect again when the server dies; so between the two stands qemu-nbd, which does, while requests
+wait. (qemu-storage-daemon would do both, but QEMU's FUSE exports mix up writes that come at once: a request's buffer is
+read into again while it is being written, in 7.2 for one.)
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import contextlib
 import fcntl
 import os
 import struct
-from pathlib import Path
+import subprocess
 
 from extstorage import answer, control
 from extstorage.errors import NoDeviceError
@@ -18,7 +20,7 @@ from extstorage.names import GROWABLE_EXPORT
 from extstorage.servers import IN_USE_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Site, wait_for
 from ganeti_plugin.errors import CommandError
 from ganeti_plugin.log import warning
-from ganeti_plugin.run import run
+from ganeti_plugin.run import run, spawn
 
 #: Seconds that requests wait for a new connection before they fail; the device's unit says the same.
 PATIENCE = 300
@@ -31,18 +33,17 @@ _CTL_ADD = 0x4C80
 _SET_STATUS64, _GET_STATUS64 = 0x4C04, 0x4C05
 _STATUS_SIZE, _SIZE_LIMIT_AT = 232, 32
 
-#: The device's unit reads it: the daemon wants to know whether it may write.
+#: The device's unit reads it.
 OPTIONS = "options"
 
 
-def prepare(site: Site, name: str) -> Path:
-    """The directory of the device, with what the daemon needs."""
+def prepare(site: Site, name: str) -> None:
+    """The directory of the device, with the file that will be the disk, and what qemu-nbd must know: may it write?"""
     directory = site.device_directory(name)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / "disk").touch()
-    writable = "off" if _status(site, name)["mode"] in ("snapshot", "broken") else "on"
-    (directory / OPTIONS).write_text(f"WRITABLE={writable}\n", encoding="ascii")
-    return directory
+    words = "--read-only" if _status(site, name)["mode"] in ("snapshot", "broken") else ""
+    (directory / OPTIONS).write_text(f"OPTIONS={words}\n", encoding="ascii")
 
 
 def _status(site: Site, name: str) -> control.Request:
@@ -52,24 +53,20 @@ def _status(site: Site, name: str) -> control.Request:
 def start_daemon(site: Site, name: str) -> None:
     """What the device's unit does where there is systemd."""
     directory = site.device_directory(name)
-    writable = (directory / OPTIONS).read_text(encoding="ascii").strip().removeprefix("WRITABLE=")
-    node = f"driver=nbd,node-name=volume,server.type=unix,server.path={site.socket(name)},export={GROWABLE_EXPORT}"
-    export = f"type=fuse,id=volume,node-name=volume,mountpoint={directory}/disk,writable={writable}"
-    run(
-        [
-            *("qemu-storage-daemon", "--daemonize", "--pidfile", directory / "daemon.pid"),
-            *("--blockdev", f"{node},reconnect-delay={PATIENCE},discard=unmap,auto-read-only=on", "--export", export),
-        ],
-        timeout=START_TIMEOUT,
-    )
+    options = (directory / OPTIONS).read_text(encoding="ascii").strip().removeprefix("OPTIONS=").split()
+    node = f"driver=nbd,server.type=unix,server.path={site.socket(name)},export={GROWABLE_EXPORT}"
+    command = ["nbdfuse", str(directory / "disk"), "--socket-activation", "qemu-nbd", "--shared=8", *options]
+    command += ["--image-opts", f"{node},reconnect-delay={PATIENCE}"]
+    # Not our stderr: who reads it would wait for the end of nbdfuse.
+    spawn(command, new_session=True, stderr=subprocess.DEVNULL)
 
 
 def set_up(site: Site, name: str) -> None:
-    """Wait for the daemon's file and put a loop device on it. Also what the device's unit runs."""
+    """Wait for nbdfuse's file and put a loop device on it. Also what the device's unit runs."""
     directory = site.device_directory(name)
     disk = directory / "disk"
     if not wait_for(lambda: os.path.ismount(disk), START_TIMEOUT):
-        raise NoDeviceError(name=name, reason="qemu-storage-daemon does not answer")
+        raise NoDeviceError(name=name, reason="nbdfuse does not answer")
     options = ["--direct-io=on", f"--sizelimit={_status(site, name)['size']}"]
     for number in _numbers():
         if os.path.exists(f"/sys/block/loop{number}/loop/backing_file") or not _node(number):
@@ -119,7 +116,7 @@ def resize(site: Site, name: str, size: int) -> None:
 
 
 def take_down(site: Site, name: str) -> None:
-    """Detach the loop device, wait until it is gone, and unmount the daemon's file. The device's unit runs it, too."""
+    """Detach the loop device, wait until it is gone, and unmount nbdfuse's file. The device's unit runs it, too."""
     directory = site.device_directory(name)
     for device in _all_of(site, name):
         run(["blockdev", "--flushbufs", device], allowed=(0, 1), timeout=STOP_TIMEOUT)

@@ -427,7 +427,7 @@ class FilesStore:
         """A new content block that nobody gave its name for a day belongs to an import that was killed."""
         old = time.time() - _DAY
         left = [path for path in self._maps.iterdir() if path.name.startswith((".new-", ".gone-"))]
-        contents = [path for path in (self._content / "new").iterdir() if path.stat().st_mtime < old]
+        contents = [path for path in (self._content / "new").iterdir() if _written(path) < old]
         if not dry_run:
             for path in left:
                 shutil.rmtree(path, ignore_errors=True)
@@ -607,6 +607,14 @@ class FilesStore:
                 return 0
             os.unlink(path)
         return status.st_blocks * 512
+
+
+def _written(path: Path) -> float:
+    """When a file was last written; one that got its name just now is young."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _write_new(path: Path, data: memoryview) -> None:

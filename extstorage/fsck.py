@@ -131,7 +131,8 @@ class _Check:
         # There is none before the first write.
         if not found.read_only and found.epoch in self._epochs.get(found.owner, ()):
             self._check_layer(name, found.current, mask_of(0, found.blocks), current=True)
-        self._check_contents(name, found)
+        if not intake.is_pending(self._store, name):
+            self._check_contents(name, found)
 
     def _confirm(self, name: str) -> None:
         if self._store.map_version(name) != self._version:

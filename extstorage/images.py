@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from extstorage import apply, catalog, intake, maps, streams
+from extstorage import apply, catalog, intake, maps, space, streams
 from extstorage.errors import AlreadyThereError, BadNameError
 from extstorage.intake import Progress
 from extstorage.names import LONGEST_NAME, check_name
@@ -56,6 +56,7 @@ def import_image(
 ) -> None:
     """Make the image `name` from a file, a URL or a stream. `progress` is called with per cents."""
     with streams.opened(given, terms) as source, apply.using_store(site) as store:
+        space.check_room(site.default_store, store)
         import_from(store, name, source, properties, progress)
 
 

@@ -9,13 +9,14 @@ what it was made, and up to which block everything is durable.
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 from extstorage import maps
 from extstorage.content import Named, Pipeline
-from extstorage.errors import AlreadyThereError, BadSizeError, BrokenError
+from extstorage.errors import AlreadyThereError, BadSizeError, BrokenError, FullStoreError
 from extstorage.identity import myself
 from extstorage.maps import VolumeMap
 from extstorage.names import BLOCK, LARGEST, blocks_of, check_size
@@ -125,7 +126,7 @@ class _Intake:
         self._done = self._kept = done
 
     def run(self, source: Source, progress: Progress) -> None:
-        with Pipeline(BATCH, AHEAD) as pipeline:
+        with Pipeline(BATCH, AHEAD) as pipeline, self._full_is_said():
             blocks = source.blocks(self._done, pipeline.take)
             for named in pipeline.absorb(blocks, self._publish, self._store.put_content):
                 self._done = named.number + 1
@@ -133,6 +134,15 @@ class _Intake:
                     progress(min(99, self._done * 100 // blocks_of(source.size)))
                 if (self._done - self._kept) * BLOCK >= CHECKPOINT:
                     self._keep()
+
+    @contextlib.contextmanager
+    def _full_is_said(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise FullStoreError(store=self._store.title) from None
 
     def _publish(self, batch: Sequence[Named]) -> None:
         """A map names the blocks before they are put."""

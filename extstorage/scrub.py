@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from extstorage import intake
 from extstorage.content import Pipeline, digest_of
 from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.maps import DIGEST, Source, VolumeMap
@@ -116,7 +117,8 @@ class _Scrub:
     def readable_maps(self) -> Iterator[str]:
         for name in self._store.names():
             found = self._map(name)
-            if found is not None:
+            # What an import in progress names need not be there yet.
+            if found is not None and not intake.is_pending(self._store, name):
                 self.named |= set(_digests(found))
                 self._check_layers(found)
                 yield name

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
@@ -25,6 +27,9 @@ def add(commands: Commands) -> None:
     add_removal(group, "snapshot", "remove a snapshot; clones keep their data")
     parser = group.add("hash", "name a snapshot's or image's blocks by their content", _hash, json=True)
     argument(parser, "name", "the snapshot or image", snapshots)
+    parser = group.add("export-pithos", "write a hashed snapshot or image as a file of Pithos", _export, json=True)
+    argument(parser, "name", "the snapshot or image", snapshots)
+    parser.add_argument("directory", type=Path, help="where the folders blocks and maps are, or are to be made")
 
 
 def _create(options: Options) -> None:
@@ -49,3 +54,22 @@ def _hash(options: Options) -> None:
         print_json({"name": options.name, "hash": root.hex()})
     else:
         print(f"{options.name}: {root.hex()}")
+
+
+def _export(options: Options) -> None:
+    from extstorage import apply, identity
+    from extstorage.pithos_export import export
+
+    site = here(options)
+    directory = options.directory.absolute()
+    if not directory.exists():
+        directory.mkdir()
+        os.chown(directory, *identity.ids_of(site.user))
+    meter = Meter(options.name, "exported")
+    with apply.using_store_of(site, check_name(options.name), options.store) as store:
+        made = export(store, options.name, directory, meter)
+    meter.end()
+    if options.json:
+        print_json({"name": options.name, "map": made.name, "size": made.size, "origin": str(made)})
+    else:
+        print(f"{options.name}: {made}")

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from extstorage import catalog, intake, maps, sources
+from extstorage import catalog, fsck, gc, intake, maps, scrub, sources
 from extstorage.content import Block, Take, digest_of, root_of, root_of_map
-from extstorage.errors import AlreadyThereError, BadNameError, BadSizeError, HeldError
-from extstorage.files_store import create_store
+from extstorage.errors import AlreadyThereError, BadNameError, BadSizeError, FullStoreError, HeldError
+from extstorage.files_store import FilesStore, create_store
 from extstorage.images import import_from
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
@@ -133,6 +136,7 @@ def test_an_interrupted_import_goes_on(store: Store, disk: Path) -> None:
         read.append(mortal.read)
         assert [(item.name, item.kind) for item in catalog.items(store)] == [("import-image", "volume")]
         pending = store.read_map("import-image")
+        assert not [finding for finding in fsck.check(store) if finding.damage]
         assert digests(store) <= {layer.owner for number in range(pending.blocks) for layer in pending.layers(number)}
     assert read[0][0] == 0
     assert 0 < read[1][0] <= read[2][0] <= 19
@@ -245,3 +249,59 @@ def test_an_image_has_the_name_of_its_content(store: Store, disk: Path) -> None:
     assert root_of_map(store.read_map("image")) == expected
     catalog.create_volume(store, "empty", 3 * BLOCK)
     assert root_of_map(store.read_map("empty")) == root_of([None] * 3)
+
+
+def test_a_full_store_says_so_and_the_import_goes_on_when_there_is_room(
+    store: Store, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = type(store).put_content
+    room = [5]
+
+    def full(self: Store, digest: bytes, data: memoryview) -> bool:
+        room[0] -= 1
+        if room[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return put(self, digest, data)
+
+    monkeypatch.setattr(type(store), "put_content", full)
+    with pytest.raises(FullStoreError):
+        take(store, "image", disk)
+    assert store.names() == ["import-image"]
+    room[0] = 1000
+    take(store, "image", disk)
+    assert store.names() == ["image"]
+    assert contents(store, "image") == disk.read_bytes()
+
+
+def test_imports_while_collections_run(store: Store, tmp_path: Path, seeds: list[int]) -> None:
+    """Images that share blocks come and go, interrupted or not; no collection takes a block that is needed."""
+    for seed in seeds:
+        chance = random.Random(seed)
+        ended = threading.Event()
+        faults: list[BaseException] = []
+
+        def collect(ended: threading.Event = ended, faults: list[BaseException] = faults) -> None:
+            try:
+                while not ended.wait(0.02):
+                    gc.collect(FilesStore(Path(store.title)) if isinstance(store, FilesStore) else store)
+            except BaseException as error:
+                faults.append(error)
+
+        collector = threading.Thread(target=collect)
+        collector.start()
+        try:
+            for number in range(8):
+                path = tmp_path / f"{seed}-{number}.raw"
+                path.write_bytes(b"".join(bytes([chance.randrange(1, 6)]) * BLOCK for _ in range(5)))
+                name = f"image{chance.randrange(3)}"
+                catalog.remove(store, name)
+                with sources.opened(path, "raw") as source, contextlib.suppress(Death):
+                    import_from(store, name, Mortal(source, chance.choice((3, 100))), {}, nothing)
+                for image in catalog.items(store, "image"):
+                    digests_of = store.read_map(image.name).digests
+                    assert {digests_of[at : at + 32] for at in range(0, len(digests_of), 32)} <= digests(store), seed
+        finally:
+            ended.set()
+            collector.join()
+        assert faults == [], f"seed {seed}"
+        assert scrub.scrub(store, lambda _done, _all: None).damage == (), f"seed {seed}"

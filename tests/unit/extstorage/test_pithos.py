@@ -14,13 +14,20 @@ import pytest
 
 from extstorage import apply, catalog, gc, scrub
 from extstorage.content import root_of_map
-from extstorage.errors import BadStoreSpecError, BrokenError, SmallerThanOriginError, UnknownOriginError
+from extstorage.errors import (
+    BadStoreSpecError,
+    BrokenError,
+    NoSuchVolumeError,
+    SmallerThanOriginError,
+    UnknownOriginError,
+)
 from extstorage.files_store import create_store
 from extstorage.hashing import hash_snapshot
 from extstorage.maps import Source
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, LARGEST, PAGE
 from extstorage.pithos import MapRefusedError, NoPithosError, NoSuchMapError, Pithos, parse
+from extstorage.pithos_export import ExportError, NotHashedError, export
 from extstorage.plan import CreatePlan
 from extstorage.references import BadReferenceError, Reference, reference
 from extstorage.servers import Site
@@ -244,6 +251,62 @@ def test_damage_in_pithos_is_found_by_scrub(store: Store, tmp_path: Path) -> Non
     assert "missing" in damage.reason
     with pytest.raises(BrokenError):
         contents(store, "vol", PAGE)
+
+
+def test_an_export_is_a_file_of_pithos(store: Store, tmp_path: Path) -> None:
+    data = data_of(5 * BLOCK)
+    catalog.create_volume(store, "vol", 5 * BLOCK)
+    session = Session(store, "vol")
+    session.open(True)
+    session.write(memoryview(data), 0)
+    session.snapshot("snap", Info(created=0.0))
+    session.shutdown()
+    there = tmp_path / "there"
+    with pytest.raises(NotHashedError):
+        export(store, "snap", there, lambda _percent: None)
+    with pytest.raises(NoSuchVolumeError):
+        export(store, "vol", there, lambda _percent: None)
+    assert not there.exists()
+    root = hash_snapshot(store, "snap", lambda _percent: None)
+    said: list[int] = []
+    made = export(store, "snap", there, said.append)
+    assert said[-1] == 100
+    # What somebody else would have written, byte by byte, but for zeros at the end of blocks.
+    files = PithosFiles(tmp_path / "other")
+    assert made == Reference(files.file_v0(data), len(data)) == Reference(root.hex(), len(data))
+
+    def found(directory: Path) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(directory)): path.read_bytes().rstrip(b"\0" if "blocks" in path.parts else b"")
+            for path in directory.rglob("*")
+            if path.is_file()
+        }
+
+    assert found(there) == found(files.directory)
+    # It can be cloned elsewhere, and exporting again changes nothing.
+    before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
+    assert export(store, "snap", there, said.append) == made
+    assert {path: path.stat().st_mtime_ns for path in there.rglob("*")} == before
+    pithos = Pithos({"one": f"nfs:{there}"})
+    other = MemoryStore()
+    other.foreign = pithos.layer
+    catalog.create_volume(other, "clone", 5 * BLOCK, origin=str(made), foreign=lambda: pithos.origin_map(made))
+    assert contents(other, "clone", len(data)) == data
+
+
+def test_an_export_that_was_interrupted_goes_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = PithosFiles(tmp_path / "pithos")
+    wanted = Reference(files.file_v0(data_of(5 * BLOCK)), 5 * BLOCK)
+    store.foreign = Pithos({"one": f"nfs:{files.directory}"}).layer
+    store.create("snap", Pithos({"one": f"nfs:{files.directory}"}).origin_map(wanted), Info(created=0.0))
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "maps").write_text("in the way")
+    with pytest.raises(ExportError, match="can't be written"):
+        export(store, "snap", there, lambda _percent: None)
+    assert [path for path in there.rglob("*") if path.name.startswith(".")] == []
+    (there / "maps").unlink()
+    assert export(store, "snap", there, lambda _percent: None) == wanted
 
 
 @pytest.mark.parametrize(

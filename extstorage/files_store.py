@@ -160,8 +160,9 @@ class FileLayer(_FileRange):
         self._base = base
         if make:
             base.parent.mkdir(mode=0o750, exist_ok=True)
-        super().__init__(f"{base}.data", flags)
+        # The data file is what makes a layer be there: whoever sees it finds the bitmaps.
         self._pages = os.open(f"{base}.pages", flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        super().__init__(f"{base}.data", flags)
         if make:
             fsync_directory(base.parent)
             fsync_directory(base.parent.parent)

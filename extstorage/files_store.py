@@ -439,8 +439,7 @@ class FilesStore:
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> FileLock:
         if not self.exists(name):
             raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title)
-        path = self._folder(name) / "lock"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        descriptor = self._open_lock(name, shared)
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -448,6 +447,16 @@ class FilesStore:
             os.close(descriptor)
             raise HeldError(name=name, holder=holder or "an unknown holder") from None
         return FileLock(descriptor)
+
+    def _open_lock(self, name: str, shared: bool) -> int:
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            return os.open(self._folder(name) / "lock", flags | os.O_RDWR | os.O_CREAT, FILE_MODE)
+        except OSError as error:
+            if error.errno != errno.EROFS or not shared:
+                raise
+            # Who only reads needs no lock where nobody can remove anything.
+            return os.open(self._folder(name) / "map", flags | os.O_RDONLY)
 
     def ask_for_lock(self, name: str) -> None:
         os.close(os.open(self._folder(name) / "wanted", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))

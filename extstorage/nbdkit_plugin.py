@@ -106,7 +106,7 @@ class Server:
         try:
             self.session = Session(self.reach(), self.settings["volume"], self.run)
             self.session.resume()
-        except Error as error:
+        except (Error, OSError) as error:
             self.fault = str(error)
             log.error("%s", error)
             fault.write_text(f"{error}\n", encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Two nodes with one store, a small image and the network 'public', for the tests that need nothing else."""
+"""Two nodes with two stores, a small image and the network 'public', for the tests that need nothing else."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import pytest
 
 from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, NODES, ROOT, TESTBED, done, host, is_up, tried
 
-SHARE_STORE = """
+#: On each node: a directory that both have, and Ceph. A short lease, so that tests need not wait for it long.
+SETTINGS = """
 install -d -o snf-archipelago -g snf-archipelago -m 750 /srv/shared/store
-printf '[archipelago]\\nstore_directory = "/srv/shared/store"\\n' > /etc/snf-ganeti/conf.d/stores.toml
+cat > /etc/snf-ganeti/conf.d/stores.toml <<END
+[archipelago]
+stores = { main = "files:/srv/shared/store", ceph = "rados:snf-archipelago?lease=3" }
+END
 """
 
 
@@ -22,7 +26,7 @@ def node1() -> Iterator[str]:
     built = host(ROOT / "tests/guest/build-image", "--small", timeout=1500)
     assert built.status == 0, built.said
     if not was_up:
-        started = host(TESTBED, "up", "--nodes", "2", "--tools", timeout=1500)
+        started = host(TESTBED, "up", "--nodes", "2", "--tools", "--ceph", timeout=1500)
         assert started.status == 0, started.said
     try:
         prepare()
@@ -33,11 +37,13 @@ def node1() -> Iterator[str]:
 
 
 def prepare() -> None:
-    """The store that both nodes see, image and network, unless they are there."""
+    """The stores that both nodes see, image and network, unless they are there."""
     for node in NODES:
-        done("sh", "-ec", SHARE_STORE, place=node)
-    if IMAGE not in tried("archipelago", "image", "list").stdout.split():
-        done("archipelago", "image", "import", IMAGE, IMAGE_FILE, "--format", "raw")
+        done("sh", "-ec", SETTINGS, place=node)
+    for store in ("main", "ceph"):
+        if IMAGE not in tried("archipelago", "image", "list", "--store", store).stdout.split():
+            done("archipelago", "store", "create", store)
+            done("archipelago", "image", "import", IMAGE, IMAGE_FILE, "--format", "raw", "--store", store)
     if "public" not in tried("gnt-network", "list", "--no-headers", "-o", "name").stdout:
         done(*NETWORK)
         done("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")

@@ -10,11 +10,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from tests.e2e.blocks import SHELL_PORT, WRITER, WRITER_PORT, numbers
+from tests.e2e.blocks import SHELL_PORT, STOP, WRITER, WRITER_PORT, numbers
 from tests.e2e.place import ROOT, TESTBED, done, eventually, tried
 
 BLOCKS = "/src/tests/e2e/blocks.py"
 MIB = 1 << 20
+
+#: The disk that is written to, and the file that ends the writing.
+DATA = "/dev/vdb"
 
 INITTAB = f"""::sysinit:/etc/init.d/rcS
 ::respawn:/bin/busybox nc -ll -p {SHELL_PORT} -e /bin/sh
@@ -82,42 +85,41 @@ class Guest:
 class Writer:
     """A writer in a guest, and its numbers as they were said outside."""
 
-    def __init__(self, guest: Guest, disk: str, *, first: int, size: int, slots: int) -> None:
-        self._guest, self._disk, self._first, self._size, self._slots = guest, disk, first, size, slots
+    def __init__(self, guest: Guest, *, first: int, size: int, slots: int) -> None:
+        self._guest, self._first, self._size, self._slots = guest, first, size, slots
         self._said = Path(tempfile.mkdtemp(prefix="numbers-")) / "said"
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def text(self) -> str:
-        return self._said.read_text()
+        return self._said.read_text() if self._said.exists() else ""
 
     @property
     def last(self) -> int:
         return max(numbers(self.text), default=0)
 
     def start(self) -> None:
-        order = f"{self._disk} {self._first} {self._size} {self._slots} {self.last + 1 if self._said.exists() else 0}"
+        order = f"{DATA} {self._first} {self._size} {self._slots} {self.last}"
+        words = ("/usr/bin/python3", ROOT / "tests/e2e/blocks.py", "collect", self._guest.address, order)
+        # What a guest was saying when it died has no end.
+        self._said.write_text(self.text.rpartition("\n")[0] + "\n")
         with self._said.open("ab") as output:
-            words = ("/usr/bin/python3", ROOT / "tests/e2e/blocks.py", "collect", self._guest.address, order)
             self._process = subprocess.Popen(
                 [TESTBED, "exec", "outside", *words], stdin=subprocess.DEVNULL, stdout=output
             )
-        self.progress()
 
-    def progress(self, count: int = 10) -> None:
-        """Wait until so many more blocks are durable."""
-        goal = self.last + count
+    def wait_for(self, number: int) -> None:
+        """Until the block of this number is durable."""
 
         def reached() -> bool:
             assert "failed" not in self.text, self.text[-200:]
-            return self.last >= goal
+            return self.last >= number
 
-        eventually(f"{count} more blocks of {self._guest.name}", reached, seconds=120)
+        eventually(f"block {number} of {self._guest.name}", reached, seconds=120)
 
-    def stop(self) -> None:
-        """Let it end by itself."""
+    def wait(self) -> None:
+        """Until it ended, as it was told."""
         assert self._process is not None
-        self._guest.ask("touch /run/stop-writing")
         self._process.wait(120)
         assert self.text.endswith("stopped\n"), self.text[-200:]
 
@@ -127,10 +129,56 @@ class Writer:
             self._process.kill()
             self._process.wait(20)
 
-    def check(self, volume: str, node: str) -> None:
-        """Compare the volume, as this node serves it, with all that was said."""
+    def check(self, volume: str, node: str, *, said: str, doubt: int) -> None:
+        """Compare a volume, as this node serves it, with what was said."""
         socket = f"/run/snf-archipelago/{volume}/nbd.sock"
-        command = ["/usr/bin/python3", BLOCKS, "check", socket, *map(str, (self._first, self._size, self._slots))]
-        outcome = tried(*command, place=node, stdin=self.text)
+        sizes = map(str, (self._first, self._size, self._slots, doubt))
+        outcome = tried("/usr/bin/python3", BLOCKS, "check", socket, *sizes, place=node, stdin=said)
         assert outcome.status == 0, outcome.said
         assert outcome.stdout.startswith("checked "), outcome.stdout
+
+
+class Load:
+    """Small blocks and large ones, at once, on a guest's second disk."""
+
+    #: How many blocks a guest may have written that nobody heard of: when it died, and while a snapshot was taken.
+    DOUBT = 64
+    SINCE = 400
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.writers = (
+            Writer(guest, first=0, size=4096, slots=2048),
+            Writer(guest, first=64 * MIB, size=256 << 10, slots=512),
+        )
+
+    def start(self) -> None:
+        self.guest.ask(f"rm -f {STOP}")
+        for writer in self.writers:
+            writer.start()
+        self.progress()
+
+    def progress(self, blocks: int = 10) -> None:
+        """Wait until so many more blocks are durable."""
+        for writer, last in [(writer, writer.last) for writer in self.writers]:
+            writer.wait_for(last + blocks)
+
+    def stop(self) -> None:
+        self.guest.ask(f"touch {STOP}")
+        for writer in self.writers:
+            writer.wait()
+
+    def abandon(self) -> None:
+        """Stop listening."""
+        for writer in self.writers:
+            writer.abandon()
+
+    def said(self) -> list[str]:
+        """All numbers up to now."""
+        return [writer.text for writer in self.writers]
+
+    def check(self, volume: str = "", node: str = "", *, said: list[str] | None = None, doubt: int = 0) -> None:
+        """Compare a volume with what was said; if none is given, the guest's own."""
+        volume, node = volume or self.guest.volume(1), node or self.guest.node
+        for writer, text in zip(self.writers, said or self.said(), strict=True):
+            writer.check(volume, node, said=text, doubt=doubt)

@@ -1,78 +1,261 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """A guest that writes all the time, on a store that two nodes share: it moves, its server, its QEMU and its node die.
 
-Whatever was said to be durable must be there. The tests follow each other: one guest lives through most of them.
+Whatever was said to be durable must be there. The tests follow each other: one guest lives through all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.guest import MIB, Guest, Writer, parameters
-from tests.e2e.place import IMAGE, done, tried
+from tests.e2e.guest import Guest, Load, parameters
+from tests.e2e.place import IMAGE, TESTBED, Outcome, done, eventually, host, tried
 
 pytestmark = pytest.mark.timeout(900)
 
 NAME = "store1.test"
-DATA = "/dev/vdb"
+COPY = "store2.test"
+SIZE = 256
+"""MiB of the disk that is written to."""
+
+PROVIDER = "/usr/share/ganeti/extstorage/archipelago"
+ADD = (
+    "-t",
+    "ext",
+    "-H",
+    "kvm:kvm_extra=-readconfig /src/tests/e2e/odd-memory.cfg",
+    "--no-name-check",
+    "--no-ip-check",
+    "-B",
+    "minmem=128M,maxmem=128M,vcpus=1",
+)
+NIC = ("--net", "0:ip=pool,network=public")
+OS = ("-o", "snf-image+default")
+RUNTIME = "/var/run/ganeti/kvm-hypervisor"
+
+
+@pytest.fixture(scope="module", params=["main"])
+def store(node1: str, request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def guest(node1: str) -> Iterator[Guest]:
-    """It has a system disk and an empty one of 1 GiB."""
+def objects(store: str) -> set[str]:
+    """What the store had before."""
+    return objects_of(store)
+
+
+def objects_of(store: str) -> set[str]:
+    if store == "ceph":
+        return set(done("rados", "--pool=snf-archipelago", "--all", "ls").splitlines())
+    return set(done("find", "/srv/shared/store").splitlines())
+
+
+def disk(index: int, store: str, size: int, origin: str = "") -> tuple[str, str]:
+    """A disk, as `gnt-instance add` takes it."""
+    cloned = f",origin={origin}" if origin else ""
+    return "--disk", f"{index}:size={size}M,provider=archipelago,store={store}{cloned}"
+
+
+@pytest.fixture(scope="module")
+def guest(store: str, objects: set[str]) -> Iterator[Guest]:
+    """It has a system disk and an empty one."""
     done(
-        *("gnt-instance", "add", "-n", "node1.testbed", "-t", "ext"),
-        *("--disk", f"0:size=128M,provider=archipelago,origin={IMAGE}", "--disk", "1:size=1G,provider=archipelago"),
-        *("-o", "snf-image+default", "-O", parameters(), "--net", "0:ip=pool,network=public"),
-        *("-B", "minmem=128M,maxmem=128M,vcpus=1", "--no-name-check", "--no-ip-check"),
+        *("gnt-instance", "add", "-n", "node1.testbed", *ADD, *OS, "-O", parameters(), *NIC),
+        *disk(0, store, 128, IMAGE),
+        *disk(1, store, SIZE),
         *("--tags", "synnefo:network:0:unprotected", NAME),
     )
     yield Guest(NAME)
-    tried("gnt-instance", "remove", "-f", "--ignore-failures", "--shutdown-timeout=0", NAME)
-
-
-class Load:
-    """Small blocks and large ones, at once."""
-
-    def __init__(self, guest: Guest) -> None:
-        self.guest = guest
-        self.writers = (
-            Writer(guest, DATA, first=0, size=4096, slots=2048),
-            Writer(guest, DATA, first=512 * MIB, size=256 << 10, slots=64),
-        )
-
-    def start(self) -> None:
-        for writer in self.writers:
-            writer.start()
-
-    def progress(self) -> None:
-        for writer in self.writers:
-            writer.progress()
-
-    def stop(self) -> None:
-        for writer in self.writers:
-            writer.stop()
-
-    def check(self) -> None:
-        for writer in self.writers:
-            writer.check(self.guest.volume(1), self.guest.node)
+    for name in (NAME, COPY):
+        tried("gnt-instance", "remove", "-f", "--ignore-failures", "--shutdown-timeout=0", name)
 
 
 @pytest.fixture(scope="module")
 def load(guest: Guest) -> Iterator[Load]:
     load = Load(guest)
-    assert int(guest.ask("cat /sys/block/vdb/size")) == 2 << 20
     load.start()
     yield load
-    for writer in load.writers:
-        writer.abandon()
+    load.abandon()
+
+
+def provider(action: str, volume: str, node: str, **variables: str) -> Outcome:
+    """Call a script of the provider as Ganeti does."""
+    words = [f"{name}={value}" for name, value in variables.items()]
+    fixed = (f"VOL_NAME={volume}", "EXTP_PROVIDER=archipelago", "EXTP_ACCESS=userspace")
+    return tried("env", *fixed, *words, f"{PROVIDER}/{action}", place=node)
+
+
+def checked(load: Load) -> None:
+    """Nothing is missing, and the writing goes on."""
+    load.progress()
+    load.stop()
+    load.check()
+    load.start()
+
+
+def other(node: str) -> str:
+    return "node1" if node == "node2" else "node2"
+
+
+@contextlib.contextmanager
+def slow_migration() -> Iterator[str]:
+    """A migration whose memory transfer has begun, and does not end by itself; the number of its job."""
+    done("gnt-cluster", "modify", "-H", "kvm:migration_bandwidth=1")
+    try:
+        job = tried("gnt-instance", "migrate", "-f", "--submit", NAME).said.split()[-1]
+        eventually("memory transfer", lambda: "starting memory" in done("gnt-job", "info", job), seconds=60)
+        try:
+            yield job
+            eventually("end of the job", lambda: not done("gnt-job", "list", "--running", "--no-headers"), seconds=60)
+        except BaseException:
+            kill_job(job)
+            raise
+    finally:
+        done("gnt-cluster", "modify", "-H", "kvm:migration_bandwidth=100")
+
+
+def kill_job(job: str) -> None:
+    """Its process is killed in the midst of its work."""
+    done("gnt-job", "cancel", "--force", "--kill", "--yes-do-it", job)
+
+
+def kill_qemu(node: str) -> None:
+    done("sh", "-ec", f"kill -9 $(cat {RUNTIME}/pid/{NAME})", place=node)
+
+
+def served(node: str) -> set[str]:
+    """The volumes that are attached on a node."""
+    return set(done("ls", "/run/snf-archipelago", place=node).split())
 
 
 def test_migrations_lose_no_write(guest: Guest, load: Load) -> None:
-    for target in ("node2", "node1", "node2"):
+    for _ in range(3):
+        target = other(guest.node)
         done("gnt-instance", "migrate", "-f", NAME)
         assert guest.node == target
         load.progress()
-        load.check()
+        assert not served(other(target))
+    checked(load)
+
+
+def test_a_second_writer_is_refused_by_name(guest: Guest, load: Load) -> None:
+    volume, home = guest.volume(1), guest.node
+    away = other(home)
+    assert provider("attach", volume, away).status == 0
+    refused = provider("open", volume, away, VOL_OPEN_EXCLUSIVE="True")
+    assert refused.status != 0
+    assert home in refused.stderr.splitlines()[-1]
+    for action in ("close", "detach"):
+        assert provider(action, volume, away).status == 0
+    assert not served(away)
+    load.progress()
+
+
+def test_a_killed_server_is_not_noticed(guest: Guest, load: Load) -> None:
+    for index in (1, 0, 1):
+        unit = f"snf-archipelago@{guest.volume(index)}.service"
+        done("systemctl", "kill", "--kill-whom=main", "--signal=KILL", unit, place=guest.node)
+        load.progress()
+    checked(load)
+    assert "error" not in guest.ask("dmesg | grep vd").lower()
+
+
+def test_a_migration_whose_target_dies(guest: Guest, load: Load) -> None:
+    home = guest.node
+    with slow_migration():
+        kill_qemu(other(home))
+    assert (guest.node, guest.status) == (home, "running")
+    assert not served(other(home))
+    checked(load)
+
+
+def test_cleanup_after_a_migration_that_did_not_come_about(guest: Guest, load: Load) -> None:
+    home = guest.node
+    with slow_migration() as job:
+        kill_job(job)
+        kill_qemu(other(home))
+    done("gnt-instance", "migrate", "-f", "--cleanup", NAME)
+    assert (guest.node, guest.status) == (home, "running")
+    checked(load)
+
+
+def test_failover_of_a_running_guest(guest: Guest, load: Load) -> None:
+    home = guest.node
+    done("gnt-instance", "failover", "-f", "--shutdown-timeout=10", NAME)
+    load.abandon()
+    assert guest.node == other(home)
+    assert not served(home)
+    load.check(doubt=load.DOUBT)
+    load.start()
+
+
+def befall(fate: str) -> None:
+    outcome = host(TESTBED, fate, "node2")
+    assert outcome.status == 0, outcome.said
+
+
+def on_node2(guest: Guest) -> None:
+    if guest.node != "node2":
+        done("gnt-instance", "migrate", "-f", NAME)
+
+
+def write_as_the_old_qemu(volume: str) -> Outcome:
+    script = "import nbd, sys; h = nbd.NBD(); h.connect_unix(sys.argv[1]); h.pwrite(bytes(4096), 0); h.flush()"
+    socket = f"/run/snf-archipelago/{volume}/nbd.sock"
+    return tried("/usr/bin/python3", "-c", script, socket, place="node2")
+
+
+def test_failover_from_a_node_that_hangs(guest: Guest, load: Load, store: str) -> None:
+    """RADOS shuts the old writer out. The files store has nothing that could, and leaves the volume to it."""
+    on_node2(guest)
+    load.progress()
+    # First said and then done, or the master waits minutes for the node's answers.
+    done("gnt-node", "modify", "--offline=yes", "--force", "node2.testbed")
+    befall("freeze")
+    load.abandon()
+    failover = tried("gnt-instance", "failover", "-f", NAME)
+    if store == "ceph":
+        assert failover.status == 0, failover.said
+        befall("thaw")
+        assert write_as_the_old_qemu(guest.volume(1)).status != 0
+        befall("kill")
+    else:
+        assert failover.status != 0
+        assert "node2" in failover.said
+        befall("kill")
+        done("gnt-instance", "start", "--ignore-offline", NAME)
+    assert (guest.node, guest.status) == ("node1", "running")
+    load.check(doubt=load.DOUBT)
+    load.start()
+
+
+def test_a_node_that_comes_back_can_not_write(guest: Guest, load: Load) -> None:
+    befall("boot")
+    done("gnt-node", "add", "--readd", "--no-ssh-key-check", "node2.testbed")
+    assert not served("node2")
+    volume = guest.volume(1)
+    assert provider("attach", volume, "node2").status == 0
+    refused = provider("open", volume, "node2", VOL_OPEN_EXCLUSIVE="True")
+    assert refused.status != 0
+    assert "node1" in refused.stderr.splitlines()[-1]
+    assert write_as_the_old_qemu(volume).status != 0
+    for action in ("close", "detach"):
+        assert provider(action, volume, "node2").status == 0
+    checked(load)
+
+
+def test_export_of_a_running_guest_and_import(guest: Guest, load: Load, store: str) -> None:
+    said = load.said()
+    done("gnt-backup", "export", "-n", "node1.testbed", "--noshutdown", NAME)
+    load.progress()
+    done(
+        *("gnt-backup", "import", "-n", "node2.testbed", "--src-node=node1.testbed"),
+        *(f"--src-dir=/var/lib/ganeti/export/{NAME}", *ADD, *NIC, *disk(0, store, 128), *disk(1, store, SIZE), COPY),
+    )
+    load.check(Guest(COPY).volume(1), "node2", said=said, doubt=load.SINCE)
+    done("gnt-instance", "remove", "-f", COPY)
+    done("gnt-backup", "remove", NAME)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The testbed itself: several nodes, the other release, and nothing left behind, whatever ends it.
 
-These run in a slot of their own, beside a testbed that others may be using.
+Most run in a slot of their own, beside a testbed that others may be using.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ganeti_plugin.files import locked
-from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, ROOT, TESTBED, Outcome, eventually, host
+from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, ROOT, TESTBED, Outcome, done, eventually, host
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -69,28 +69,28 @@ def host_network() -> str:
     return host("ip", "-json", "address").stdout + host("ip", "-json", "route").stdout
 
 
-def test_two_nodes_make_a_clean_cluster_and_change_nothing_of_the_host() -> None:
-    network = host_network()
-    up("--nodes", "2")
-    assert in_node("gnt-node", "list", "--no-headers", "-o", "name").split() == ["node1.testbed", "node2.testbed"]
-    verified = in_node("gnt-cluster", "verify")
+def test_two_nodes_make_a_clean_cluster(node1: str) -> None:
+    """The testbed that the other tests share."""
+    assert done("gnt-node", "list", "--no-headers", "-o", "name").split() == ["node1.testbed", "node2.testbed"]
+    verified = done("gnt-cluster", "verify")
     assert "ERROR" not in verified
     assert "WARNING" not in verified
-    assert in_node("hostname", node="node2") == "node2.testbed"
+    assert done("hostname", place="node2") == "node2.testbed"
     for address in ("198.51.100.1", "2001:db8:1::1"):
-        assert f" {address}/" in in_node("ip", "address", node="outside")
-    assert host_network() == network
-    nodes = json.loads(bed("status", "--json").stdout)
+        assert f" {address}/" in done("ip", "address", place="outside")
+    nodes = json.loads(host(TESTBED, "status", "--json").stdout)
     assert [node["node"] for node in nodes["nodes"]] == ["node1", "node2"]
 
 
-def test_exec_passes_on_input_output_and_status() -> None:
+def test_exec_passes_on_input_output_and_status_and_nothing_of_the_host_changes() -> None:
+    network = host_network()
     up("--no-cluster")
+    assert host_network() == network
     assert bed("exec", "node1", "sh", "-c", "exit 7").status == 7
-    done = subprocess.run(
+    echoed = subprocess.run(
         [TESTBED, "exec", "node1", "cat"], input=b"a\0b", capture_output=True, env=ENVIRONMENT, timeout=60, check=True
     )
-    assert done.stdout == b"a\0b"
+    assert echoed.stdout == b"a\0b"
     assert bed("exec", "node1", "printenv", "SNF_TESTBED_SLOT").status == 1
 
 
@@ -115,12 +115,6 @@ def test_a_demo_keeps_its_testbed() -> None:
         host("pkill", "-P", str(holder.pid))
         holder.kill()
         holder.wait(20)
-
-
-def test_a_real_ceph() -> None:
-    up("--ceph", "--no-cluster")
-    in_node("rados", "-p", "snf-archipelago", "put", "object", "/etc/hostname")
-    assert in_node("rados", "-p", "snf-archipelago", "ls") == "object"
 
 
 @pytest.mark.parametrize("ending", ["down", "up"])

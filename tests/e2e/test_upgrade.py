@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.guest import Guest, Writer, parameters
+from tests.e2e.guest import Guest, Load, parameters
 from tests.e2e.place import IMAGE, ROOT, Traces, done, host, tried
 from tests.testbed.layout import CACHE
 
@@ -58,8 +58,8 @@ def firewall() -> str:
 def test_an_upgrade_disturbs_no_guest(guest: Guest) -> None:
     built = host(ROOT / "tests/packaging/build-packages", "--suffix", "next", CACHE / "build-root")
     assert built.status == 0, built.said
-    writer = Writer(guest, "/dev/vdb", first=0, size=4096, slots=1024)
-    writer.start()
+    load = Load(guest)
+    load.start()
     before, served = (running("qemu-system"), firewall(), Traces.look()), servers()
     done("bash", "-c", "dpkg -i /src/build/deb-next/*.deb")
     assert done("dpkg-query", "-W", "-f", "${Version}", "snf-archipelago").endswith("+next")
@@ -71,9 +71,9 @@ def test_an_upgrade_disturbs_no_guest(guest: Guest) -> None:
         assert server["pid"] != served[volume]["pid"]
         assert (server["mode"], server["writer"]) == (served[volume]["mode"], served[volume]["writer"])
         done("bash", "-c", f"[ $(stat -c %Y /proc/{server['pid']}) -ge $(stat -c %Z {newest}) ]")
-    writer.progress()
-    writer.stop()
-    writer.check(guest.volume(1), "node1")
+    load.progress()
+    load.stop()
+    load.check()
     assert done("systemctl", "is-active", "snf-network") == "active"
     done("snf-image", "helper", "verify")
     done("gnt-instance", "reboot", "--type=hard", NAME)

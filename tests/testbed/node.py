@@ -115,7 +115,18 @@ def _start(node: Node, binds: Sequence[str]) -> None:
     with open(STATE / f"{node.name}.log", "wb") as output:
         child = spawn(wrapper, stdout=output.fileno(), stderr=output.fileno(), new_session=True)
     (STATE / f"{node.name}.pid").write_text(str(_leader(child.pid, node)))
+    _wait_for_port(node, there=True)
     run([*world.enter("world"), "ip", "link", "set", node.public_port, "master", "public", "up"])
+
+
+def _wait_for_port(node: Node, *, there: bool, seconds: float = 20) -> None:
+    """systemd-nspawn makes the uplink after it has started systemd; the kernel removes it after the last process."""
+    deadline = time.monotonic() + seconds
+    show = [*world.enter("world"), "ip", "link", "show", node.public_port]
+    while (run(show, allowed=(0, 1)).returncode == 0) is not there:
+        if time.monotonic() > deadline:
+            raise StateError(message=f"{node.name}'s uplink does not {'come' if there else 'go'}")
+        time.sleep(0.05)
 
 
 def _leader(parent: int, node: Node, seconds: float = 20) -> int:
@@ -169,6 +180,7 @@ def kill(node: Node) -> None:
     leader(node)
     cgroup.kill(node.name)
     (STATE / f"{node.name}.pid").unlink(missing_ok=True)
+    _wait_for_port(node, there=False)
     remove_loops(node)
 
 

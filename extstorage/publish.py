@@ -18,13 +18,13 @@ from typing import NamedTuple
 
 from extstorage import apply, catalog, gallery, hashing, intake
 from extstorage.catalog import Item
-from extstorage.errors import AlreadyThereError, BadNameError
+from extstorage.errors import AlreadyThereError, BadNameError, HeldError
 from extstorage.intake import Progress
 from extstorage.names import LONGEST_NAME, check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, SnapshotPlan
 from extstorage.servers import Site
 from extstorage.store import Info
-from ganeti_plugin.errors import InputError, StateError
+from ganeti_plugin.errors import CommandError, InputError, StateError
 from ganeti_plugin.files import LockedError, locked
 from ganeti_plugin.run import run
 
@@ -57,6 +57,16 @@ class WhichDiskError(InputError):
 
 class BusyNameError(StateError):
     template = "an image {name!r} is being published on this node right now"
+
+
+class NotGeneralizedError(StateError):
+    template = "no image was made of {source}, since its copy can't be generalized: {reason}"
+    hint = "--as-is makes an image of it with all its keys and identities"
+
+
+class ElsewhereError(StateError):
+    template = "{name} is in use by {holder}"
+    hint = "publish it there, or stop the instance"
 
 
 class Wanted(NamedTuple):
@@ -127,7 +137,10 @@ def _clone(site: Site, source: Item, copy: str, store_name: str) -> None:
     origin = source.name
     if source.kind == "volume":
         origin = f"{copy}{_BASE}"
-        apply.snapshot(site, SnapshotPlan(source.name, origin, replace=False, store=store_name))
+        try:
+            apply.snapshot(site, SnapshotPlan(source.name, origin, replace=False, store=store_name))
+        except HeldError as error:
+            raise ElsewhereError(name=source.name, holder=error.holder) from None
     apply.create(site, CreatePlan(copy, source.size, origin, cname="", adopt=False, store=store_name))
 
 
@@ -141,7 +154,11 @@ def _generalize(
     partition = properties.get("ROOT_PARTITION", "").strip()
     options = [f"--root-partition={partition}"] if partition else []
     options += ["--keep-logins"] if wanted.keep_logins else []
-    done = run([SNF_IMAGE, "generalize", "--json", *options, uri], timeout=_GENERALIZE_TIMEOUT)
+    try:
+        done = run([SNF_IMAGE, "generalize", "--json", *options, uri], timeout=_GENERALIZE_TIMEOUT)
+    except CommandError as error:
+        reason = str(error.detail).rpartition("error: snf-image: ")[2]
+        raise NotGeneralizedError(source=wanted.source, reason=reason) from None
     return {str(name): str(value) for name, value in json.loads(done.stdout).items()}
 
 

@@ -50,6 +50,14 @@ class DiskDevice:
         finally:
             os.close(descriptor)
 
+    def zero(self, start: int, length: int) -> None:
+        """Make bytes read as zeros."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            syscalls.zero_out(descriptor, start, length)
+        finally:
+            os.close(descriptor)
+
     def read_start(self, partition: Partition, length: int) -> bytes:
         count = min(length // SECTOR, partition.last - partition.first + 1)
         return self.read_sectors(partition.first, count)

@@ -23,6 +23,7 @@ RB_POWER_OFF = 0x4321FEDC
 
 BLKRRPART = 0x125F
 BLKSSZGET = 0x1268
+BLKZEROOUT = 0x127F
 BLKGETSIZE64 = 0x80081272
 RNDADDENTROPY = 0x40085203
 RNDRESEEDCRNG = 0x5207
@@ -105,6 +106,11 @@ def trim(place: str) -> int:
         return int(struct.unpack("=QQQ", fcntl.ioctl(descriptor, FITRIM, everything))[1])
     finally:
         os.close(descriptor)
+
+
+def zero_out(descriptor: int, start: int, length: int) -> None:
+    """Make bytes of a block device read as zeros, without space where the disk can do that."""
+    fcntl.ioctl(descriptor, BLKZEROOUT, struct.pack("=QQ", start, length))
 
 
 def reread_partitions(descriptor: int) -> None:

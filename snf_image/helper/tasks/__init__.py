@@ -21,6 +21,7 @@ from snf_image.helper.tasks import (
     forget_identity,
     forget_logins,
     forget_network,
+    forget_swap,
     mount_image,
     trim_filesystems,
     umount_image,
@@ -50,6 +51,7 @@ GENERALIZING: tuple[Task, ...] = (
     forget_identity.TASK,
     forget_logins.TASK,
     forget_network.TASK,
+    forget_swap.TASK,
     trim_filesystems.TASK,
     umount_image.TASK,
 )

@@ -36,6 +36,7 @@ TASK = Task(
         "ForgetIdentity",
         "ForgetLogins",
         "ForgetNetwork",
+        "ForgetSwap",
     ),
     before=("UmountImage",),
     excludable=False,

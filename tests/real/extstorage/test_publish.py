@@ -139,7 +139,8 @@ def test_a_disk_that_cannot_be_generalized_is_not_published(volume: str) -> None
     before = everything()
     done = command("image", "publish", "machine", GOLDEN)
     assert done.returncode == 1
-    assert "snf-image" in done.stderr.splitlines()[-1]
+    assert "can't be generalized" in done.stderr.splitlines()[-1]
+    assert "--as-is" in done.stderr.splitlines()[-1]
     assert everything() == before
 
 

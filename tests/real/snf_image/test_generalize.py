@@ -31,6 +31,7 @@ PRIVATE = {
     "var/log/auth.log.1": 0o640,
 }
 KEPT = "etc/application.conf"
+SWAP_AT = 100 * MIB
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,9 +52,25 @@ def disk(folder: Path) -> Path:
     """A machine that has lived: each private file is several blocks of its secret."""
     secret = f"{SECRET}\n" * 1000
     files = {name: (secret, mode) for name, mode in PRIVATE.items()}
+    swap = f"{SECRET}\n" * 1000
     shadow = f"root:$6$x${SECRET}:19000:0:99999:7:::\n"
     tree = vm.make_tree(folder / "tree", {**files, KEPT: ("kept\n", 0o644), "etc/shadow": (shadow, 0o640)})
-    return vm.make_disk(folder / "disk", tree, size=128 * MIB, disk=128 * MIB)
+    disk = vm.make_disk(folder / "disk", tree, size=96 * MIB, disk=128 * MIB)
+    subprocess.run(["sfdisk", "-q", "--append", disk], input=f"start={SWAP_AT // 512}, type=82\n".encode(), check=True)
+    area = folder / "swap"
+    with area.open("wb") as stream:
+        stream.truncate(16 * MIB)
+    subprocess.run(["mkswap", area], check=True, capture_output=True)
+    with disk.open("r+b") as stream:
+        stream.seek(SWAP_AT)
+        stream.write(area.read_bytes()[:4096] + swap.encode())
+    return disk
+
+
+def swap_header(disk: Path) -> bytes:
+    with disk.open("rb") as stream:
+        stream.seek(SWAP_AT)
+        return stream.read(4096)
 
 
 def generalize(disk: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -67,6 +84,7 @@ def is_in(disk: Path, text: str) -> bool:
 
 def test_nothing_of_the_machine_is_left(disk: Path) -> None:
     assert is_in(disk, SECRET)
+    header = swap_header(disk)
     done = generalize(disk)
     assert done.returncode == 0, done.stderr
     assert "ForgetHostKeys" in done.stderr
@@ -78,7 +96,10 @@ def test_nothing_of_the_machine_is_left(disk: Path) -> None:
     assert vm.read_file(disk, "etc/shadow").startswith("root:!:19000:")
     assert vm.read_file(disk, KEPT) == "kept\n"
     assert not is_in(disk, SECRET), "what was removed can still be read from the disk"
-    assert json.loads(done.stdout)["host_keys_removed"] == "3"
+    assert swap_header(disk) == header
+    assert header.endswith(b"SWAPSPACE2")
+    found = json.loads(done.stdout)
+    assert (found["host_keys_removed"], found["swap_partitions_cleared"]) == ("3", "1")
     assert scripts.leftovers() == []
 
 

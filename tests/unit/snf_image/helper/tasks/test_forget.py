@@ -18,6 +18,7 @@ from snf_image.helper.tasks import (
     forget_identity,
     forget_logins,
     forget_network,
+    forget_swap,
     trim_filesystems,
 )
 from tests.unit.snf_image.helper.support import Warnings, context_of, tree_of
@@ -161,6 +162,11 @@ def test_a_tree_without_end_is_refused(root: Path) -> None:
     os.close(place)
     with pytest.raises(TaskError, match="nested too deeply"):
         forget_history.run(context_of(root))
+
+
+def test_swap_files_are_told() -> None:
+    text = "/swapfile none swap sw 0 0\n/dev/vda2 none swap sw\n#/old none swap sw 0 0\nUUID=1 / ext4 x 0 1\nshort\n"
+    assert forget_swap.swap_files(text) == ["/swapfile", "/dev/vda2"]
 
 
 def test_trim_counts_and_tells_what_it_cannot(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

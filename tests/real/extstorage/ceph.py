@@ -75,7 +75,8 @@ class Ceph:
         self.keyring = directory / "keyring"
         self.user_keyring = directory / "user.keyring"
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o755)
         self._port = free_port()
         fsid = str(uuid.uuid4())
         self.conf.write_text(_CONFIGURATION.format(fsid=fsid, port=self._port, directory=directory, size=size))

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import itertools
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +20,13 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session")
-def ceph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ceph]:
-    cluster = Ceph(tmp_path_factory.mktemp("ceph"))
+def ceph() -> Iterator[Ceph]:
+    """Its files are where servers with a /tmp of their own find them, too."""
+    directory = Path(tempfile.mkdtemp(prefix="test-ceph-", dir="/run"))
+    cluster = Ceph(directory)
     yield cluster
     cluster.stop()
+    shutil.rmtree(directory)
 
 
 @pytest.fixture(scope="session")

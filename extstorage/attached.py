@@ -66,9 +66,6 @@ def restart(site: Site, name: str) -> Attached:
     before = look(site, name)
     if not before.mode:
         raise ServerError(name=name, message=f"nothing, so it was not restarted: {before.fault}")
-    if before.device.startswith("/dev/loop"):
-        message = f"its block device {before.device} would not survive; restart its instance instead"
-        raise ServerError(name=name, message=message)
     if before.mode == "shared":
         raise ServerError(name=name, message="it is in the middle of a migration; try again later")
     servers.restart(site, name)

@@ -4,24 +4,32 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from extstorage.cli.group import Options, add_command
 from extstorage.cli.items import everything
 from extstorage.cli.output import Meter, human, print_json, print_rows
 from extstorage.cli.place import here, stores_meant
-from ganeti_plugin.errors import Error, IntegrityError
+from ganeti_plugin.errors import Error, IntegrityError, StateError
 
 if TYPE_CHECKING:
     from extstorage.cli.group import Commands
     from extstorage.fsck import Finding
     from extstorage.gc import Report
     from extstorage.servers import Site
+    from extstorage.store import Store
+
+Result = TypeVar("Result")
 
 
 class NothingFreedError(IntegrityError):
     template = "nothing was freed in the store {store}, for a map that can't be read may name anything: {reason}"
     hint = "repair it with 'archipelago fsck --repair', or remove it"
+
+
+class PartlyError(StateError):
+    template = "it was not done in the stores {names}"
 
 
 class DamageError(IntegrityError):
@@ -40,29 +48,54 @@ def add(commands: Commands) -> None:
     parser.add_argument("--prometheus", action="store_true", help="print the text format of Prometheus")
 
 
+class _Stores:
+    """Does the same work in several stores. One that can't be used, or where others do it, keeps no other waiting."""
+
+    def __init__(self, site: Site, names: list[str]) -> None:
+        self._site = site
+        self._names = names
+        self._failed: list[str] = []
+
+    def each(self, done: str, work: Callable[[Store, Meter], Result]) -> dict[str, Result]:
+        from extstorage import apply
+
+        results = {}
+        for name in self._names:
+            meter = Meter(name, done, only_terminal=True)
+            try:
+                with apply.using_store(self._site, name) as store:
+                    results[name] = work(store, meter)
+            except Error as error:
+                if len(self._names) == 1:
+                    raise
+                print(f"{name}: {error}", file=sys.stderr)
+                self._failed.append(name)
+            meter.end()
+        return results
+
+    def end(self) -> None:
+        """Raises PartlyError unless all was done."""
+        if self._failed:
+            raise PartlyError(names=", ".join(self._failed))
+
+
 def _collect(options: Options) -> None:
-    from extstorage import apply, gc
+    from extstorage import gc
 
     site = here(options)
-    reports = {}
-    for name in stores_meant(site, options):
-        with apply.using_store(site, name) as store:
-            meter = Meter(name, "looked through")
-            reports[name] = gc.collect(
-                store, dry_run=options.dry_run, progress=meter if sys.stderr.isatty() else _quiet
-            )
-            meter.end()
-        if not options.json:
-            print(f"{name}: {_sentence(reports[name])}")
+    stores = _Stores(site, stores_meant(site, options))
+    reports = stores.each(
+        "looked through", lambda store, meter: gc.collect(store, dry_run=options.dry_run, progress=meter)
+    )
     if options.json:
         print_json([{"store": name, **report._asdict()} for name, report in reports.items()])
+    else:
+        for name, report in reports.items():
+            print(f"{name}: {_sentence(report)}")
     for name, report in reports.items():
         if report.faults:
             raise NothingFreedError(store=name, reason="; ".join(report.faults))
-
-
-def _quiet(_percent: int) -> None:
-    """A timer's journal needs no progress."""
+    stores.end()
 
 
 def _sentence(report: Report) -> str:
@@ -81,13 +114,9 @@ def _check(options: Options) -> None:
     site = here(options)
     name = check_name(options.name) if options.name else ""
     wanted = [options.store or apply.find(site, name) or site.default_store] if name else stores_meant(site, options)
-    found: list[tuple[str, Finding]] = []
-    for store_name in wanted:
-        with apply.using_store(site, store_name) as store:
-            meter = Meter(store_name, "checked")
-            progress = meter if sys.stderr.isatty() else _quiet
-            found += [(store_name, one) for one in fsck.check(store, name, repair=options.repair, progress=progress)]
-            meter.end()
+    stores = _Stores(site, wanted)
+    lists = stores.each("checked", lambda store, meter: fsck.check(store, name, repair=options.repair, progress=meter))
+    found = [(store_name, finding) for store_name, findings in lists.items() for finding in findings]
     found += [("", finding) for finding in _check_node(site, name, options.repair)]
     if options.json:
         print_json([{"store": store_name, **finding._asdict()} for store_name, finding in found])
@@ -98,6 +127,7 @@ def _check(options: Options) -> None:
     left = [finding for _, finding in found if finding.damage and not finding.repaired]
     if left:
         raise DamageError(count=len(left), all=len(found))
+    stores.end()
 
 
 def _check_node(site: Site, name: str, repair: bool) -> list[Finding]:
@@ -137,25 +167,24 @@ def _line(store_name: str, finding: Finding) -> str:
 
 
 def _stats(options: Options) -> None:
-    from extstorage import apply, attached, stats
+    from extstorage import attached, stats
 
     site = here(options)
-    stores = {}
-    for name in stores_meant(site, options):
-        with apply.using_store(site, name) as store:
-            meter = Meter(name, "counted")
-            stores[name] = stats.of_store(store, meter if sys.stderr.isatty() else _quiet)
-            meter.end()
+    work = _Stores(site, stores_meant(site, options))
+    stores = work.each("counted", stats.of_store)
     volumes = [one for one in (attached.look(site, name) for name in attached.names(site)) if one.store in stores]
     if options.prometheus:
         print(stats.prometheus(stores, ((one.name, one.store, one.requests) for one in volumes)), end="")
+    else:
+        rows = [{"store": name, **found._asdict()} for name, found in stores.items()]
+        _print_stats(rows, [{"name": one.name, "store": one.store, **one.requests} for one in volumes], options.json)
+    work.end()
+
+
+def _print_stats(stores: list[dict[str, object]], volumes: list[dict[str, object]], as_json: bool) -> None:
+    if as_json:
+        print_json({"stores": stores, "volumes": volumes})
         return
-    rows = [{"store": name, **found._asdict()} for name, found in stores.items()]
-    counted = [{"name": one.name, "store": one.store, **one.requests} for one in volumes if one.requests]
-    if options.json:
-        print_json({"stores": rows, "volumes": counted})
-        return
-    print_rows(("store", *stats.Stats._fields), rows)
-    if counted:
-        print()
-        print_rows(list(counted[0]), counted)
+    for rows in (stores, volumes):
+        if rows:
+            print_rows(list(rows[0]), rows)

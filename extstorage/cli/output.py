@@ -57,17 +57,18 @@ def human(size: int) -> str:
 
 
 class Meter:
-    """Progress on stderr: one line that changes on a terminal, a line for each tenth elsewhere."""
+    """Progress on stderr: one line that changes on a terminal, a line for each tenth elsewhere; a timer needs none."""
 
-    def __init__(self, name: str, done: str) -> None:
+    def __init__(self, name: str, done: str, *, only_terminal: bool = False) -> None:
         self._name = name
         self._done = done
         self._shown = -1
         self._on_terminal = sys.stderr.isatty()
+        self._silent = only_terminal and not self._on_terminal
 
     def __call__(self, percent: int, detail: str = "") -> None:
         step = percent if self._on_terminal else percent // 10 * 10
-        if step > self._shown:
+        if step > self._shown and not self._silent:
             self._shown = step
             ending = "\r" if self._on_terminal else "\n"
             print(f"{self._name}: {step:3d} % {self._done}{detail}", end=ending, file=sys.stderr, flush=True)

@@ -69,6 +69,20 @@ def test_a_client_in_the_middle_of_its_work_goes_on(volume: str) -> None:
     assert "failed" not in output.lower(), output
 
 
+def test_a_block_device_goes_on(volume: str) -> None:
+    device = do("attach", volume, EXTP_ACCESS="kernelspace").splitlines()[0]
+    assert device.startswith("/dev/")
+    for number, restart in enumerate((True, False)):
+        write = ["dd", f"of={device}", "bs=1M", "count=1", f"seek={number}", "oflag=direct", "if=/dev/zero"]
+        subprocess.run(write, check=True, capture_output=True, timeout=50)
+        if restart:
+            said("server", "restart", volume)
+    counted = server(volume)["requests"]
+    assert isinstance(counted, dict)
+    assert counted["writes"] + counted["discards"] > 0
+    assert counted["errors"] == 0
+
+
 def test_requests_are_counted(volume: str) -> None:
     qemu_io(volume, "write -P 1 0 1M", "read 0 64k", "discard 0 64k", "flush")
     counted = server(volume)["requests"]

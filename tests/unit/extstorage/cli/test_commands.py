@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from extstorage import apply, cli
+from extstorage import apply, cli, gc
 from extstorage.cli import items, maintenance, server, sizes
 from extstorage.errors import (
     AlreadyThereError,
     BadSizeError,
+    BusyError,
     HeldError,
     NoSuchStoreError,
     NoSuchVolumeError,
@@ -168,6 +169,21 @@ def test_garbage_is_collected_in_all_stores(node: Node) -> None:
     text = node.run("gc")
     assert text.count("1 layers and 0 content blocks removed") == 2
     assert [report["layers"] for report in node.json("gc")] == [0, 0]
+
+
+@pytest.mark.parametrize("line", ["gc", "fsck"])
+def test_work_that_goes_on_in_one_store_keeps_no_other_waiting(
+    node: Node, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with apply.using_store(node.site) as store, store.only_one(gc.WORK):
+        with pytest.raises(maintenance.PartlyError, match="main"):
+            node.run(line)
+        printed = capsys.readouterr()
+        assert "another gc is running" in printed.err
+        assert "0 " in printed.out
+        with pytest.raises(BusyError):
+            node.run(f"{line} --store main")
+        node.run(f"{line} --store other")
 
 
 def test_damage_is_told_and_is_an_error_until_it_is_repaired(node: Node, tmp_path: Path) -> None:

@@ -307,6 +307,8 @@ class FilesStore:
         self._data = directory / "data"
         self._content = directory / "content"
         self._new_contents: dict[bytes, Path] = {}
+        self._contents_unsynced = False
+        self._contents_syncing = threading.Lock()
         self._contents_mutex = threading.Lock()
 
     @property
@@ -532,6 +534,9 @@ class FilesStore:
             if digest in self._new_contents:
                 return False
         if self._touch(path):
+            # Its name may be so new that who made it has not synced it yet.
+            with self._contents_mutex:
+                self._contents_unsynced = True
             return False
         new = self._content / "new" / f"{path.name}.{secrets.token_hex(8)}"
         try:
@@ -567,11 +572,18 @@ class FilesStore:
 
     def sync_contents(self) -> None:
         """A block gets its name only when it is durable: a name of which the bytes are lost would be taken for it."""
-        with self._contents_mutex:
-            new, self._new_contents = self._new_contents, {}
-        if not new:
-            return
-        self._sync_file_system()
+        # One after the other: a thread that has nothing to do must not be done before the one that does it.
+        with self._contents_syncing:
+            with self._contents_mutex:
+                new, self._new_contents = self._new_contents, {}
+                unsynced, self._contents_unsynced = self._contents_unsynced or bool(new), False
+            if unsynced:
+                self._sync_file_system()
+            if new:
+                self._name_contents(new)
+                self._sync_file_system()
+
+    def _name_contents(self, new: Mapping[bytes, Path]) -> None:
         folders = set()
         with self._content_lock(fcntl.LOCK_SH):
             for digest, temporary in new.items():
@@ -580,7 +592,6 @@ class FilesStore:
                     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
                     folders.add(path.parent)
                 os.rename(temporary, path)
-        self._sync_file_system()
 
     def _sync_file_system(self) -> None:
         """One syncfs(2) for many files, instead of an fsync(2) for each."""

@@ -255,6 +255,18 @@ class Tap:
     def _fdatasync(self, descriptor: int) -> None:
         self._fsync(descriptor, "fdatasync")
 
+    def sync_all(self) -> None:
+        """What syncfs(2) does."""
+        with self._mutex:
+            self._reaper.allow()
+            self._sync_below(self.root, self._path)
+
+    def _sync_below(self, node: Node, path: str) -> None:
+        for name, child in (node.entries or {}).items():
+            self._sync_below(child, f"{path}/{name}")
+        self._catch_up(node, path)
+        self.events.append(Sync(node))
+
     # Names.
 
     def _mkdir(self, path: Any, mode: int = 0o777, *, dir_fd: int | None = None) -> None:

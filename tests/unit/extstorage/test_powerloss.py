@@ -7,6 +7,7 @@ read; snapshots are complete. And so that we know that this would notice, a stor
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any
 import pytest
 
 from extstorage import files_store
-from extstorage.files_store import FileLayer, create_store, open_store
-from extstorage.names import PAGE
+from extstorage.files_store import FileLayer, FilesStore, create_store, open_store
+from extstorage.maps import Source
+from extstorage.names import PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Store
 from ganeti_plugin import files
@@ -156,6 +158,84 @@ def test_what_was_flushed_survives_a_power_loss(
     for seed in seeds:
         for part in range(PARTS):
             crash(tmp_path, monkeypatch, seed * 1000 + part, STEPS, STATES)
+
+
+class Contents:
+    """Three processes put content blocks, and one may work while another is in the middle of syncing."""
+
+    def __init__(self, store: Path, tap: Tap, patch: pytest.MonkeyPatch, chance: Random) -> None:
+        create_store(store)
+        self._stores = [open_store(store) for _ in range(3)]
+        self._put: dict[int, set[bytes]] = {number: set() for number in range(3)}
+        self._blocks = [chance.randbytes(chance.choice((1, SECTOR, 3 * PAGE, 5000))) for _ in range(4)]
+        self._tap = tap
+        self._chance = chance
+        self._nested = False
+        self.safe: frozenset[bytes] = frozenset()
+
+        def sync(store: FilesStore) -> None:
+            self._sync(store)
+
+        patch.setattr(FilesStore, "_sync_file_system", sync)
+
+    def _sync(self, store: FilesStore) -> None:
+        if not self._nested and self._chance.random() < 0.7:
+            self._nested = True
+            others = [number for number in range(3) if self._stores[number] is not store]
+            for _ in range(self._chance.randrange(6)):
+                self.step(self._chance.choice(others))
+            self._nested = False
+        self._tap.sync_all()
+
+    def step(self, number: int) -> None:
+        store = self._stores[number]
+        if self._chance.random() < 0.6:
+            data = self._chance.choice(self._blocks)
+            digest = hashlib.sha256(data).digest()
+            store.put_content(digest, memoryview(data))
+            self._put[number].add(digest)
+        else:
+            done, self._put[number] = self._put[number], set()
+            store.sync_contents()
+            self.safe |= done
+            self._tap.events.append(self.safe)
+
+
+def test_content_has_its_name_only_when_it_is_durable(
+    tmp_path: Path, seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "crashed"
+    for seed in (10 * first + part for first in seeds for part in range(10)):
+        chance = Random(seed)
+        store = tmp_path / f"store{seed}"
+        store.mkdir()
+        with monkeypatch.context() as patch:
+            tap = Tap(store, patch)
+            contents = Contents(store, tap, patch, chance)
+            tap.sync_all()
+            began = len(tap.events)
+            for _ in range(30):
+                contents.step(chance.randrange(3))
+        disk, safe = Disk(tap.root), frozenset[bytes]()
+        for position, event in enumerate(tap.events):
+            if isinstance(event, frozenset):
+                safe = event
+            else:
+                disk.happens(event)
+            if position >= began and (isinstance(event, frozenset) or chance.random() < 0.1):
+                shutil.rmtree(target, ignore_errors=True)
+                disk.crash(chance, target)
+                check_contents(open_store(target), safe, f"--seed={seed // 10}, change {position}")
+
+
+def check_contents(store: FilesStore, safe: frozenset[bytes], when: str) -> None:
+    found = {digest for digest, _ in store.contents()}
+    assert safe <= found, f"{when}: a block that was synced is not there"
+    for digest in found:
+        buffer = bytearray(4 * PAGE)
+        store.layer(Source(digest, 0)).readinto(0, 0, memoryview(buffer))
+        lengths = (1, SECTOR, 3 * PAGE, 5000)
+        assert any(hashlib.sha256(buffer[:length]).digest() == digest for length in lengths), f"{when}: it is torn"
 
 
 def forget_data(patch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import random
 import threading
 import time
@@ -146,6 +147,27 @@ def test_a_server_that_was_taken_over_stops(store: Store) -> None:
             old.flush()
         with pytest.raises(FencedError):
             old.write(A, 0)
+
+
+def test_a_file_server_that_forgets_locks_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record of the holder is what tells the old one; its lock it still believes to have."""
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", 3 * BLOCK)
+    old = Session(store, "vol")
+    old.write(A, 0)
+    old.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda *_: None)
+        new = Session(open_store(tmp_path / "store"), "vol")
+        new.open(True)
+    with pytest.raises(FencedError):
+        old.flush()
+    with pytest.raises(FencedError):
+        old.write(B, 0)
+    old.shutdown()
+    new.write(B, PAGE)
+    new.flush()
+    assert read(new) + read(new, PAGE) == bytes(A) + bytes(B)
 
 
 def test_a_restarted_server_goes_on_in_its_mode(store: Store, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from extstorage.errors import (
     BrokenError,
     HeldError,
     NoSuchVolumeError,
+    UnknownOriginError,
     UnreachableStoreError,
 )
 from extstorage.identity import acting_as
 from extstorage.maps import VolumeMap
 from extstorage.names import check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
+from extstorage.references import HASH
 from extstorage.servers import Site
 from extstorage.session import Session
 from extstorage.store import Info, Store
@@ -115,18 +117,29 @@ def create(site: Site, plan: CreatePlan) -> None:
     home = find(site, plan.origin) if elsewhere else plan.store
     with using_store(site, home) as store:
         if not store.exists(plan.volume):
-            space.check_room(home or site.default_store, store)
+            space.check_room(store)
         catalog.create_volume(store, plan.volume, plan.size, origin=plan.origin, cname=plan.cname, foreign=foreign)
 
 
 def _foreign_origin(site: Site, plan: CreatePlan) -> Callable[[], VolumeMap] | None:
     """What reads the map of an origin that is a file of Pithos. An image of ours that is called alike is preferred."""
     wanted = plan.pithos
-    if wanted is None or (wanted.name == plan.origin and find(site, plan.origin)):
+    if wanted is None:
         return None
-    from extstorage.pithos import Pithos
+    is_plain = wanted.name == plan.origin and not HASH.fullmatch(wanted.name)
+    if wanted.name == plan.origin and ((is_plain and not site.pithos) or find(site, plan.origin)):
+        return None
+    from extstorage.pithos import NoSuchMapError, Pithos
 
-    return lambda: Pithos(site.pithos).origin_map(wanted)
+    def read() -> VolumeMap:
+        try:
+            return Pithos(site.pithos).origin_map(wanted)
+        except NoSuchMapError:
+            if is_plain:
+                raise UnknownOriginError(name=plan.origin, store=" or ".join(site.stores)) from None
+            raise
+
+    return read
 
 
 def _adopt(site: Site, plan: CreatePlan) -> None:

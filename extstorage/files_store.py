@@ -317,7 +317,9 @@ class FilesStore:
 
     def space(self) -> Space:
         found = os.statvfs(self._directory)
-        return Space(found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize)
+        # As df(1) counts: what is set aside for others is not ours to fill.
+        total = found.f_blocks - found.f_bfree + found.f_bavail
+        return Space(total * found.f_frsize, found.f_bavail * found.f_frsize)
 
     def _folder(self, name: str) -> Path:
         return self._maps / name

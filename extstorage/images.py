@@ -12,12 +12,13 @@ import time
 import uuid
 from collections.abc import Mapping
 
-from extstorage import apply, catalog, intake, maps, space, streams
+from extstorage import apply, catalog, intake, maps, streams
 from extstorage.errors import AlreadyThereError, BadNameError
 from extstorage.intake import Progress
 from extstorage.names import LONGEST_NAME, check_name
 from extstorage.servers import Site
 from extstorage.sources import Source
+from extstorage.space import check_room
 from extstorage.store import Info, Store
 from extstorage.streams import Given, Terms
 from ganeti_plugin.errors import InputError
@@ -56,7 +57,6 @@ def import_image(
 ) -> None:
     """Make the image `name` from a file, a URL or a stream. `progress` is called with per cents."""
     with streams.opened(given, terms) as source, apply.using_store(site) as store:
-        space.check_room(site.default_store, store)
         import_from(store, name, source, properties, progress)
 
 
@@ -71,6 +71,7 @@ def import_from(store: Store, name: str, source: Source, properties: Mapping[str
     if store.exists(name):
         intake.clear(store, f"{PREFIX}{name}")
         raise _already_there(store, name)
+    check_room(store)
     with intake.taken_in(store, f"{PREFIX}{name}", source, progress) as (size, digests), store.locked():
         if store.exists(name):
             raise _already_there(store, name)

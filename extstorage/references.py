@@ -32,12 +32,12 @@ class Reference(NamedTuple):
 
 
 def reference(origin: str, origin_size: int | None) -> Reference | None:
-    """`pithosmap://NAME/SIZE`, or the name of an old map with its size beside it; None for any other origin.
+    """`pithosmap://NAME/SIZE`, or the name of a map with its size beside it, as Cyclades sends it; None otherwise.
 
     Raises BadReferenceError.
     """
     if not origin.startswith(SCHEME):
-        return Reference(origin, _size(origin, origin_size)) if origin_size and HASH.fullmatch(origin) else None
+        return Reference(origin, _size(origin, origin_size)) if origin_size and _NAME.fullmatch(origin) else None
     name, slash, size = origin.removeprefix(SCHEME).rpartition("/")
     if not slash or not _NAME.fullmatch(name):
         raise BadReferenceError(text=origin[:200], reason="it must be pithosmap://NAME/SIZE")

@@ -15,7 +15,7 @@ _MEBIBYTE = 1 << 20
 
 
 class NearlyFullError(StateError):
-    template = "the store {name!r} is {percent} % full, and from {limit} % on nothing new is made in it"
+    template = "the store {store} is {percent} % full, and from {limit} % on nothing new is made in it"
     hint = "'archipelago gc' frees what nothing needs; the limit is the setting archipelago.space_refuse"
 
 
@@ -37,14 +37,14 @@ class Usage(NamedTuple):
         return -(-100 * (self.space.total - max(0, self.space.free)) // self.space.total)
 
 
-def check_room(name: str, store: Store) -> None:
+def check_room(store: Store) -> None:
     """Before something new is made in a store: raises NearlyFullError above one threshold, warns above the other."""
     settings = config.load().archipelago
-    percent = Usage(name, store.space()).percent
+    percent = Usage(store.title, store.space()).percent
     if percent >= settings.space_refuse:
-        raise NearlyFullError(name=name, percent=percent, limit=settings.space_refuse)
+        raise NearlyFullError(store=store.title, percent=percent, limit=settings.space_refuse)
     if percent >= settings.space_warn:
-        warning("the store %s is %d %% full", name, percent)
+        warning("the store %s is %d %% full", store.title, percent)
 
 
 def complaints(usages: list[Usage]) -> Iterator[str]:

@@ -109,8 +109,8 @@ class Archipelago(Section):
         80,
         unit="per cent",
         minimum=1,
-        maximum=100,
-        help="How full a store may be before 'gnt-cluster verify' and the log say so.",
+        maximum=101,
+        help="How full a store may be before 'gnt-cluster verify' and the log say so; 101 for never.",
     )
     space_refuse: int = setting(
         95,

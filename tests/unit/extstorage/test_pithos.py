@@ -137,7 +137,7 @@ def test_a_map_of_two_objects(tmp_path: Path) -> None:
         (f"pithosmap://{EMPTY}/5", 5, Reference(EMPTY, 5)),
         (EMPTY, 5, Reference(EMPTY, 5)),
         (EMPTY, None, None),
-        ("debian-12", 5, None),
+        ("debian-12", 5, Reference("debian-12", 5)),
         ("", None, None),
     ],
 )

@@ -673,6 +673,10 @@ def create_store(directory: Path) -> FilesStore:
                 raise BadStoreError(path=directory, reason=f"it holds other files, such as {foreign[0]!r}")
             for name in (*_FOLDERS, "content/new"):
                 (directory / name).mkdir(mode=0o750, exist_ok=True)
+            for path in (directory / "content", directory):
+                fsync_directory(path)
+            with contextlib.suppress(PermissionError):
+                fsync_directory(directory.parent)
             facts = {"kind": "snf-archipelago", "version": VERSION, "uuid": str(uuid.uuid4())}
             write_atomically(directory / STORE_FILE, (json.dumps(facts) + "\n").encode(), mode=FILE_MODE)
     return open_store(directory)

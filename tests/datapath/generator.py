@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from extstorage import catalog, gc
+from extstorage import catalog, fsck, gc
 from extstorage.errors import HeldError, NotOpenError, ReadOnlyError
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
@@ -355,6 +355,8 @@ class Generator:
         assert self.reaper is not None
         self._note("killed all")
         self.reaper.revive()
+        if self.random.random() < 0.2:
+            no_damage(self.store)
         names = set(self.store.names())
         holders = [session for session in self.served if session._lock is not None]
         for session in holders:
@@ -488,6 +490,12 @@ class Generator:
 
 def writing(data: bytes, offset: int) -> Callable[[Session | Model], None]:
     return lambda on: on.write(memoryview(data), offset)
+
+
+def no_damage(store: Store) -> None:
+    """Whatever died: a check finds nothing worse than leftovers, and its repair harms nothing."""
+    damage = [finding for finding in fsck.check(store, repair=True) if finding.damage]
+    assert not damage, damage
 
 
 class polling:  # noqa: N801 - reads as a statement

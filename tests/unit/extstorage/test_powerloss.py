@@ -23,7 +23,7 @@ from extstorage.names import PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Store
 from ganeti_plugin import files
-from tests.datapath.generator import SHORT, Expected, Generator, World, is_one_of, read
+from tests.datapath.generator import SHORT, Expected, Generator, World, is_one_of, no_damage, read
 from tests.datapath.model import ZEROS, Model
 from tests.datapath.powerloss import Disk
 from tests.datapath.tap import Tap
@@ -82,6 +82,8 @@ class Recording:
 def examine(directory: Path, run: Path, before: Expected, after: Expected, chance: Random) -> None:
     """Everything that was promised, from a new machine."""
     store = open_store(directory)
+    if chance.random() < 0.15:
+        no_damage(store)
     names = set(store.names())
     must = (before.disks.keys() & after.disks.keys()) | (before.snapshots.keys() & after.snapshots.keys())
     may = before.disks.keys() | after.disks.keys() | before.snapshots.keys() | after.snapshots.keys()

@@ -150,6 +150,8 @@ def deaths(spec: RadosSpec, action: Callable[[RadosStore], None]) -> Iterator[Ra
                 ended = False
             doomed.left = 0
             doomed.store._locks._ended.set()
+        # The dead leave their locks, but no connection.
+        doomed.store._client.close()
         yield store
         remove_everything(store)
         store.close()

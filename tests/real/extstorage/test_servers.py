@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.real.extstorage.provider import RUN, STORE, command, do, eventually, new_name, qemu_io, server_pid
+from tests.real.extstorage.provider import COMMAND, RUN, STORE, command, do, eventually, new_name, qemu_io, server_pid
 
 MIB = 1 << 20
 
@@ -142,3 +144,24 @@ def test_nothing_is_left_after_a_collection(volume: str) -> None:
     said("gc")
     assert set((STORE / "data").iterdir()) <= before
     do("create", volume, VOL_SIZE="64")
+
+
+def test_a_collection_that_is_killed_is_followed_by_another(volume: str) -> None:
+    chance = random.Random(20261121)
+    for number in range(1, 4):
+        qemu_io(volume, f"write -P {number} 0 4M", f"write -P {number} 8M 4k", "flush")
+        said("snapshot", "create", volume, f"killed{number}")
+        qemu_io(volume, f"write -P {number + 100} 0 4M", "flush")
+        said("snapshot", "create", volume, f"killed{number}.later")
+        said("snapshot", "remove", f"killed{number}")
+        collecting = subprocess.Popen([COMMAND, "gc"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.random() * 0.4)
+        collecting.kill()
+        collecting.wait()
+        qemu_io(volume, f"read -P {number + 100} 0 4M", f"read -P {number} 8M 4k")
+        said("snapshot", "remove", f"killed{number}.later")
+    said("gc")
+    (report,) = json.loads(said("gc", "--json"))
+    assert (report["layers"], report["shrunk"], report["freed"]) == (0, 0, 0)
+    assert json.loads(said("fsck", volume, "--json")) == []
+    qemu_io(volume, "read -P 103 0 4M", "read -P 3 8M 4k")

@@ -4,8 +4,8 @@
 The names are those of Pithos, so that an image of ours is a file of Pithos and the other way round: a block's is the
 SHA-256 of its 4 MiB without the zeros at its end, an image's the root of the Merkle tree over its blocks' names.
 
-`Pipeline` is what everything that needs names shares. The calling thread reads; as many threads as there are processors
-hash and store (hashlib and the system calls let go of Python's lock); results come in order; a fixed set of buffers
+`Pipeline` is what everything that needs names shares. The calling thread reads, others hash and store on all
+processors (hashlib and the system calls let go of Python's lock); results come in order; a fixed set of buffers
 bounds the memory.
 """
 
@@ -24,6 +24,9 @@ from extstorage.names import BLOCK, PAGE
 
 #: The name of a block of zeros. It is never stored: it is a hole.
 NOTHING = hashlib.sha256().digest()
+
+#: Threads that wait for the store, besides those that hash.
+_WAITING = 4
 
 _CHUNK = 64 << 10
 _ZEROS = bytes(_CHUNK)
@@ -111,7 +114,7 @@ class Pipeline:
         # One batch is being stored and one collected, `ahead` blocks are being hashed, and one is being read. Each
         # buffer has pages of its own, so that a store can write it without a copy (O_DIRECT).
         self._free = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(2 * batch + ahead + 1)]
-        self._pool = ThreadPoolExecutor(os.cpu_count() or 1, "content")
+        self._pool = ThreadPoolExecutor((os.cpu_count() or 1) + _WAITING, "content")
 
     def __enter__(self) -> Self:
         return self

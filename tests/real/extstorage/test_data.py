@@ -228,7 +228,7 @@ def test_import_clone_and_remove(raw_image: Path, tmp_path: Path, kind: str) -> 
     assert "100 % copied" in done.stderr
     shown = json.loads(command("image", "show", name, "--json").stdout)
     assert (shown["size"], shown["properties"]) == (48 << 20, {"OSFAMILY": "linux"})
-    assert shown["used"] < 2 << 20
+    assert 0 < shown["used"] <= 5 << 22
     clone = new_name()
     do("create", clone, VOL_SIZE="64", EXTP_ORIGIN=name)
     assert command("image", "remove", name).returncode == 0

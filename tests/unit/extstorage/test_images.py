@@ -81,6 +81,7 @@ def test_an_image_reads_as_its_file(store: Store, disk: Path) -> None:
     assert contents(store, "image") == disk.read_bytes()
     (item,) = catalog.items(store)
     assert (item.name, item.kind, item.size, item.facts.properties) == ("image", "image", SIZE, {"OSFAMILY": "linux"})
+    assert catalog.used(store, "image") == sum(store.content_used(digest) for digest, _ in store.contents()) > 0
     volume_map = store.read_map("image")
     assert [volume_map.depth(number) for number in (0, 2, 4, 7, 20)] == [1, 0, 0, 0, 1]
     assert digests(store) == {layer.owner for number in range(21) for layer in volume_map.layers(number)}

@@ -34,7 +34,7 @@ BATCH = 16
 AHEAD = 8
 
 #: Bytes after which a resumed intake need not begin again.
-CHECKPOINT = 512 << 20
+CHECKPOINT = 2 << 30
 
 #: Called with per cents.
 Progress = Callable[[int], None]

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from extstorage import catalog, fsck, gc
 from extstorage.errors import HeldError, NotOpenError, ReadOnlyError
+from extstorage.hashing import PREFIX, hash_snapshot
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
@@ -47,6 +48,7 @@ WEIGHTS = {
     "remove_disk": 1,
     "remove_snapshot": 3,
     "collect": 3,
+    "hash": 1,
     "check_snapshot": 2,
     "reopen": 2,
     "restart": 2,
@@ -320,6 +322,13 @@ class Generator:
         self._note("collect")
         assert not gc.collect(self.world.open()).faults
 
+    def hash(self, disk: Disk) -> None:
+        """Its blocks get the names of their content; nobody who reads it notices."""
+        if self.snapshots:
+            name = self.random.choice(sorted(self.snapshots))
+            self._note(f"hash {name}")
+            hash_snapshot(self.store, name, lambda _percent: None)
+
     def remove_snapshot(self, disk: Disk) -> None:
         if self.snapshots:
             name = self.random.choice(sorted(self.snapshots))
@@ -367,6 +376,8 @@ class Generator:
             assert name == self.going, f"{name} is gone"
             del self.snapshots[name]
         for name in names - self.snapshots.keys() - {disk.name for disk in self.disks}:
+            if name.startswith(PREFIX):
+                continue
             reader = self._read(name)
             verify(reader, self.coming[name], name)
             reader.shutdown()
@@ -482,6 +493,9 @@ class Generator:
         for disk in list(self.disks):
             self.remove_disk(disk)
         for name in self.random.sample(sorted(self.snapshots), len(self.snapshots)):
+            catalog.remove(self.store, name)
+        for name in self.store.names():
+            assert name.startswith(PREFIX), name
             catalog.remove(self.store, name)
         gc.collect(self.store)
         assert self.store.names() == []

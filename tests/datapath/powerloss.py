@@ -118,7 +118,7 @@ class Disk:
 def _joined(pages: dict[int, bytes]) -> Iterator[tuple[int, bytes]]:
     """Neighbouring pages together; holes are left out."""
     start, parts = 0, list[bytes]()
-    for page in sorted(page for page, content in pages.items() if content is not _ZEROS):
+    for page in sorted(page for page, content in pages.items() if content != _ZEROS):
         if parts and start + len(parts) != page:
             yield start, b"".join(parts)
             parts = []

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from extstorage import files_store
+from extstorage.files_store import FilesStore
 from extstorage.names import PAGE
 
 _ZEROS = bytes(PAGE)
@@ -106,6 +107,11 @@ class Tap:
             self._replace(monkeypatch, os, name, ours)
         self._replace(monkeypatch, os, "link", "link")
         self._replace(monkeypatch, files_store, "_fallocate", "fallocate")
+
+        def sync_file_system(_store: FilesStore) -> None:
+            self.sync_all()
+
+        monkeypatch.setattr(FilesStore, "_sync_file_system", sync_file_system)
 
     def _replace(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, ours: str) -> None:
         self._real[ours] = getattr(module, name)

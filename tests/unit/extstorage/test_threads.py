@@ -11,18 +11,20 @@ import random
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import extstorage.session
 from extstorage import catalog, gc
 from extstorage.files_store import create_store
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
-from tests.datapath.generator import read
+from tests.datapath.generator import polling, read
 
 THREADS = 4
 SECTORS = 16  # of each thread in each place
@@ -30,6 +32,7 @@ PLACES = (0, BLOCK - 4 * PAGE, BLOCK + 7 * PAGE)
 CHANGES = 250
 SNAPSHOTS = 8
 RUNS = 5
+SHARED_CHANGES = 80
 SIZE = 2 * BLOCK
 
 _STAMP = struct.Struct(f"<{1 + THREADS}I")
@@ -47,8 +50,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 class Writer(threading.Thread):
     """Changes its own sectors, and remembers in which order."""
 
-    def __init__(self, number: int, session: Session, done: list[int], seed: int) -> None:
+    def __init__(self, number: int, session: Session, done: list[int], seed: int, changes: int = CHANGES) -> None:
         super().__init__()
+        self._changes = changes
+        self._pause = 0.001 if changes != CHANGES else 0.0
         self.number = number
         self.log: list[tuple[int, bytes]] = []
         self.fault: Exception | None = None
@@ -58,7 +63,7 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         try:
-            for change in range(1, CHANGES + 1):
+            for change in range(1, self._changes + 1):
                 self._change(change)
         except Exception as error:
             self.fault = error
@@ -77,6 +82,7 @@ class Writer(threading.Thread):
         if self._random.random() < 0.05:
             self._session.flush()
         self._done[self.number] = change
+        time.sleep(self._pause)
 
 
 def states(log: list[tuple[int, bytes]], content: dict[int, bytes]) -> Iterator[int]:
@@ -149,3 +155,42 @@ def take_snapshots(store: Store, session: Session, writers: list[Writer], volume
         if number % 3 == 2:
             catalog.remove(store, names.pop(0))
     return names
+
+
+def test_two_servers_share_a_volume_under_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As during a live migration, but with both sides writing all the time: the lock goes to and fro with the data."""
+    monkeypatch.setattr(extstorage.session, "YIELD_POLL", 0.001)
+    taken = []
+    obtain = Session._obtain
+
+    def counting(session: Session, patience: float = 0.0) -> None:
+        obtain(session, patience)
+        taken.append(session)
+
+    monkeypatch.setattr(Session, "_obtain", counting)
+    catalog.create_volume(store, "vol", SIZE)
+    sides = [Session(store, "vol"), Session(store, "vol")]
+    sides[0].open(True)
+    sides[1].close()
+    for side in sides:
+        side.open(False)
+    done = [0] * THREADS
+    writers = [Writer(number, sides[number % 2], done, 1, SHARED_CHANGES) for number in range(THREADS)]
+    with polling(sides[0]), polling(sides[1]):
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+            assert writer.fault is None, writer.fault
+        assert all(
+            read(side, offset, SECTOR) == data
+            for side in sides
+            for writer in writers
+            for offset, data in dict(writer.log).items()
+        )
+    assert len(taken) > 10, "the lock stayed where it was"
+    sides[0].close()
+    sides[1].open(True)
+    check_moment(sides[1], writers, "vol")
+    assert sides[1].holds_lock
+    sides[1].shutdown()

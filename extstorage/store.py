@@ -15,6 +15,7 @@ the bitmap that says which pages are there. The rules that `volume.py` relies on
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -42,15 +43,24 @@ _LATEST = 253402300800
 
 
 def encode_info(info: Info) -> bytes:
-    return (json.dumps(info._asdict(), indent=1, sort_keys=True) + "\n").encode()
+    facts = info._asdict()
+    return (json.dumps({"crc32": _checksum(facts), "facts": facts}, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _checksum(facts: object) -> int:
+    return zlib.crc32(json.dumps(facts, sort_keys=True).encode())
 
 
 def decode_info(data: bytes, path: str | Path) -> Info:
     """Read the facts of a volume. Raises BrokenError on anything that `encode_info` would not have written."""
     try:
-        info = Info(**json.loads(data))
-    except (ValueError, TypeError, RecursionError) as error:
+        found = json.loads(data)
+        right = found["crc32"] == _checksum(found["facts"])
+        info = Info(**found["facts"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BrokenError(path=path, reason=f"the facts can't be read ({error})") from None
+    if not right:
+        raise BrokenError(path=path, reason="the checksum of the facts is wrong")
     if not _fits(info._asdict()):
         raise BrokenError(path=path, reason="the facts are not what they should be")
     return info

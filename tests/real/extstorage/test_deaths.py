@@ -17,10 +17,12 @@ from pathlib import Path
 import nbd
 import pytest
 
-from extstorage import catalog, gc
+from extstorage import catalog, fsck, gc
 from extstorage.errors import ServerError
 from extstorage.files_store import create_store, open_store
+from extstorage.hashing import hash_snapshot
 from extstorage.names import BLOCK, PAGE, SECTOR
+from extstorage.scrub import scrub
 from extstorage.session import Session
 from extstorage.store import Info
 from tests.datapath.generator import read
@@ -254,3 +256,61 @@ def test_a_stopped_writer_keeps_the_volume_until_it_dies(tmp_path: Path) -> None
         first.open(True)
         assert read(first, 0, PAGE) == b"3" * PAGE
         first.shutdown()
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[chance.choice([at for at, byte in enumerate(data) if byte])] ^= 1 << chance.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["maps/vol/map", "maps/vol/info.json", "data/*/*.pages", "content/??/??/*"])
+def test_a_flipped_bit_is_named_and_harms_no_other(tmp_path: Path, what: str, seeds: list[int]) -> None:
+    """The volume is served, so that Ganeti can attach and remove it; what is damaged gives errors, never other data."""
+    for seed in seeds:
+        place = tmp_path / f"store{seed}"
+        store = create_store(place)
+        catalog.create_volume(store, "image", SIZE)
+        session = Session(store, "image")
+        session.write(memoryview(b"i" * BLOCK), 0)
+        session.snapshot("golden", Info(created=0.0))
+        session.shutdown()
+        hash_snapshot(store, "golden", lambda _percent: None)
+        catalog.remove(store, "image")
+        for name in ("vol", "sound"):
+            catalog.create_volume(store, name, SIZE, origin="" if name == "sound" else "golden")
+            session = Session(store, name)
+            session.write(memoryview(name.encode() * 1000), BLOCK)
+            session.shutdown()
+        gc.collect(store)
+        damaged = sorted(place.glob(what))
+        if what.startswith("data"):
+            owner = store.read_heads("vol").owner.hex()
+            damaged = [path for path in damaged if owner in str(path)]
+        flip(damaged[0], random.Random(seed))
+        with served(place, tmp_path / f"run{seed}") as server:
+            wrong = [page for page in range(0, SIZE // PAGE, 8) if may_read(server, page) not in (b"", right(page))]
+            assert not wrong or what.startswith("content"), f"--seed={seed}: {wrong}"
+            server.shutdown()
+        with served(place, tmp_path / f"sound{seed}", "sound") as server:
+            assert read(server, BLOCK, 5000) == b"sound" * 1000
+            server.shutdown()
+        damaged_names = {finding.name for finding in fsck.check(store)}
+        damaged_names.update(*(damage.hits for damage in scrub(store, lambda _done, _all: None).damage))
+        assert "vol" in damaged_names, f"--seed={seed}: nobody noticed"
+        assert "sound" not in damaged_names
+        catalog.remove(store, "vol")
+        assert store.names() == ["golden", "sound"]
+
+
+def right(page: int) -> bytes:
+    if page < BLOCK // PAGE:
+        return b"i" * PAGE
+    return (b"vol" * 1000 if page == BLOCK // PAGE else b"").ljust(PAGE, b"\0")
+
+
+def may_read(server: NbdSession, page: int) -> bytes:
+    try:
+        return read(server, page * PAGE, PAGE)
+    except nbd.Error:
+        return b""

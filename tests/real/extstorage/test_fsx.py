@@ -21,8 +21,8 @@ from tests.datapath.nbd_server import NbdSession
 
 pytestmark = pytest.mark.timeout(300)
 
-STEPS = 400
-NBD_STEPS = 200
+STEPS = 300
+NBD_STEPS = 140
 DEADLINE = 30.0
 
 _numbers = count()

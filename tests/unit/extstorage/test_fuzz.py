@@ -28,7 +28,7 @@ from extstorage.maps import CONTENT, VolumeMap
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, LARGEST, PAGE, SECTOR, check_name, check_size
 from extstorage.session import Session
-from extstorage.store import Info, Store
+from extstorage.store import Info, Store, decode_info, encode_info
 from ganeti_plugin.errors import Error
 
 HEADER = struct.Struct("<8sIIQ16sQQIIII")
@@ -196,11 +196,16 @@ JSON = ("null", "[]", "{}", "3", '"x"', "[" * 5000, '{"created": ' + "[" * 3000,
 def spoil_file(path: Path, chance: random.Random) -> None:
     data = path.read_bytes()
     if path.suffix == ".json" and chance.random() < 0.6:
-        facts = json.loads(data)
+        facts = json.loads(data)["facts"]
         facts[chance.choice(sorted(facts))] = chance.choice(
             (None, 1, -1, 1e308, [], {}, "x", ["x"], {"x": 1}, True, 2**70)
         )
-        data = json.dumps(facts).encode() if chance.random() < 0.7 else chance.choice(JSON).encode("latin-1")
+        checksum = zlib.crc32(json.dumps(facts, sort_keys=True).encode())
+        data = (
+            json.dumps({"facts": facts, "crc32": checksum}).encode()
+            if chance.random() < 0.7
+            else chance.choice(JSON).encode("latin-1")
+        )
     else:
         data = spoil(data, chance)
     path.write_bytes(data)
@@ -266,6 +271,22 @@ def test_every_flipped_bit_of_the_bookkeeping_is_named(tmp_path: Path) -> None:
                 read_everything(open_store(tmp_path / "store"))
         path.write_bytes(data)
     read_everything(open_store(tmp_path / "store"))
+
+
+def test_every_flipped_bit_of_the_facts_is_named() -> None:
+    """Or it is in white space, and changes nothing."""
+    info = Info(created=1e9 + 0.25, origin="debian-12", cname="x", image=True, properties={"OSFAMILY": "linux"})
+    data = encode_info(info)
+    noticed = 0
+    for at in range(len(data)):
+        for bit in range(8):
+            try:
+                found = decode_info(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :], "x")
+            except BrokenError:
+                noticed += 1
+            else:
+                assert found == info, (at, bit)
+    assert noticed > 6 * len(data)
 
 
 def read_everything(store: Store) -> None:

@@ -21,7 +21,6 @@ from ganeti_plugin.run import run
 UNIT_COMMANDS = {
     "device-up": loop_device.set_up,
     "device-down": loop_device.take_down,
-    "device-watch": nbd_device.watch,
 }
 
 

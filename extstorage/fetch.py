@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Fetches one URL to its standard output, its length first: a program of its own, run as nobody, that trusts no server.
+"""Fetches one URL to its standard output: a program of its own, run as nobody, that believes no server.
 
 Only http and https, only hosts that an administrator listed, only addresses that are public or listed: the address that
 is connected to is the one that was checked, at every redirect again (threats H24, H50-H53). Plain http must be made up
@@ -35,10 +35,6 @@ TOTAL = 6 * 3600
 #: Bytes for each second of waiting for the server, measured over `_WINDOW` seconds of it.
 MINIMUM_RATE = 16 << 10
 _WINDOW = 60.0
-
-#: What goes before the bytes: their number.
-LENGTH = 8
-UNKNOWN = (1 << 64) - 1
 
 _PIECE = 1 << 16
 _HEADER_LINES = {"Accept-Encoding": "identity", "User-Agent": "snf-archipelago"}
@@ -204,7 +200,6 @@ def fetch(job: Job, output: int, context: ssl.SSLContext | None = None) -> None:
             raise NotAllowedError(where=where, reason=f"it has {expected} bytes, the limit is {job.limit}")
         if expected is None and not response.chunked and not job.has_digest:
             raise NotAllowedError(where=where, reason="its length is unknown, which needs a digest (--sha256)")
-        os.write(output, (UNKNOWN if expected is None else expected).to_bytes(LENGTH, "big"))
         count = _copy(where, response, output, job.limit)
     signal.alarm(0)
     if expected is not None and count != expected:

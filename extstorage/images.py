@@ -56,7 +56,7 @@ def import_image(
     site: Site, name: str, given: Given, terms: Terms, properties: Mapping[str, str], progress: Progress
 ) -> None:
     """Make the image `name` from a file, a URL or a stream. `progress` is called with per cents."""
-    with streams.opened(given, terms, progress) as source, apply.using_store(site) as store:
+    with streams.opened(given, terms) as source, apply.using_store(site) as store:
         import_from(store, name, source, properties, progress)
 
 

@@ -93,7 +93,7 @@ class MemoryLayer:
         return self._owned.get(index, 0)
 
     def present(self) -> dict[int, int | None]:
-        return {index: None if self._atomic else pages for index, pages in self._owned.items() if pages}
+        return dict.fromkeys(self._owned) if self._atomic else dict(self._owned)
 
     def save_pages(self, pages: Mapping[int, int]) -> None:
         assert not self._atomic

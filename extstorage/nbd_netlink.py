@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from extstorage.answer import is_nbd_of
+
 # linux/netlink.h, linux/genetlink.h
 _NLM_F_REQUEST, _NLM_F_ACK = 1, 4
 _NLMSG_ERROR = 2
@@ -186,6 +188,13 @@ def _is_death(message: bytes, index: int) -> bool:
     command, _, _ = _GENERIC.unpack_from(message, _HEADER.size)
     found = dict(attributes(message[_HEADER.size + _GENERIC.size :]))
     return command == _LINK_DEAD and found.get(_INDEX) == struct.pack("=I", index)
+
+
+def find(identity: str) -> int:
+    """The number of the device with this identity; 0 if there is none. (The first is never ours: see answer.py.)"""
+    shown = (path.removeprefix("nbd") for path in os.listdir("/sys/block") if path.startswith("nbd"))
+    numbers = sorted(int(number) for number in shown if number.isdigit() and number != "0")
+    return next((number for number in numbers if is_nbd_of(identity, number)), 0)
 
 
 def is_there() -> bool:

@@ -17,6 +17,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import signal
 import socket
 import sys
 import threading
@@ -193,6 +194,24 @@ class Server:
         (self.run / answer.FAULT_FILE).unlink(missing_ok=True)
         threading.Timer(0.05, os._exit, (control.REPLACED,)).start()
 
+    def end_when_told(self) -> None:
+        """At SIGTERM: a stop by systemd, or a restart, under its clients.
+
+        Not nbdkit's own way, which answers what it has read but not begun with ESHUTDOWN: guests see that as an I/O
+        error. Without an answer they send it again, to the successor.
+        """
+        signal.sigwait({signal.SIGTERM})
+        self.flush_at_the_end()
+        os._exit(control.REPLACED)
+
+    def flush_at_the_end(self) -> None:
+        self.ending.set()
+        if self.session is not None:
+            try:
+                self.session.shutdown()
+            except Exception as error:  # noqa: BLE001 - the marks under /run stay for a successor
+                log.error("%s: not flushed at the end: %s", self.settings["volume"], error)
+
     def drop(self, pid: int) -> None:
         """End the connections of a process, which is to connect again and hear the volume's size: NBD tells it then.
 
@@ -260,18 +279,16 @@ def after_fork() -> None:
     log.setup("snf-archipelago", to_stderr=not os.path.exists("/dev/log"))
     server.load()
     listener = control.listen(server.run)
+    # Before there are other threads, which inherit it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=control.serve, args=(listener, server.handle, server.idle), daemon=True).start()
+    threading.Thread(target=server.end_when_told, daemon=True).start()
     notify("READY=1")
 
 
 def cleanup() -> None:
     """After the last connection: flush and give the lock back. nbdkit calls this before it unloads the plugin."""
-    server.ending.set()
-    if server.session is not None:
-        try:
-            server.session.shutdown()
-        except Exception as error:  # noqa: BLE001 - the marks under /run stay for a successor
-            log.error("%s: not flushed at the end: %s", server.settings["volume"], error)
+    server.flush_at_the_end()
 
 
 def open(readonly: bool) -> Client:

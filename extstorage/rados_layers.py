@@ -2,14 +2,13 @@
 """Pages in RADOS: an object for each block, which knows by itself which of its pages are owned and which are zeros.
 
     layers                      table: which layers there are, entered before anything of them is made
-    index.OWNER.EPOCH           one byte for each block: 0 = no object, 1 = may be there, 2 = is there and has pages
+    index.OWNER.EPOCH           one byte for each block: 0 = no object, 1 = may be there, 2 = was seen
     data.OWNER.EPOCH.INDEX      a block; its attribute `pages` has the owned pages, those that are zeros, and a CRC-32
 
 Data and attribute change in one operation, so there is nothing that could disagree after a death. A zero page is known
 from the attribute alone: it is not read, and holes are exact. The byte in the index is set before a block's first
 write, so no object is ever out of the index's sight; bytes, not bits, because writers of neighbours need not agree.
-A byte 1 may be the trace of a death before the object was made, or owned a page, so `present` looks. The writer makes
-it 2 now and then, so that there is never much to look at.
+A byte 1 may be the trace of a death before the object was made, so `present` looks, and makes it 2 or 0.
 """
 
 # ruff: noqa: ARG002 - `store.py` prescribes the arguments
@@ -32,9 +31,6 @@ PAGES = "pages"
 LAYERS = "layers"
 
 _STRIPES = 64
-
-#: Blocks whose byte in the index is brought up to date in one operation.
-_MANY = 256
 _MOST_BLOCKS = LARGEST // BLOCK
 _TAIL = struct.Struct("<II")
 _VERSION = 1
@@ -97,8 +93,6 @@ class RadosLayer:
         self._stem = f"data.{stem_of(source)}."
         self._indexed = bytearray(entries)
         self._growing = threading.Lock()
-        # Blocks that were made here, and are in the index as such that may be there.
-        self._made: list[int] = []
         # The zero pages of the blocks that were read or written so far; where there are any, also the owned ones.
         self._zeros: dict[int, int] = {}
         self._owned: dict[int, int] = {}
@@ -127,18 +121,20 @@ class RadosLayer:
         self._zeros[index] = zeros
 
     def present(self) -> dict[int, int | None]:
-        """Changes nothing: others look at layers that are in use, and a block may be about to be made."""
+        """By the one who holds the volume: it settles which of the blocks that may be there are."""
         entries = self._objects.read(index_key(self._source), _MOST_BLOCKS)
         found: dict[int, int | None] = dict.fromkeys(i for i, entry in enumerate(entries) if entry == _SEEN[0])
-        for index, pages in self.look_for(entries):
-            if pages and pages[0]:
-                found[index] = pages[0]
-        return found
-
-    def look_for(self, entries: bytes | bytearray) -> Iterator[tuple[int, tuple[int, int] | None]]:
-        """Of the blocks that may be there: what they have, None for those that are not."""
         possible = [index for index, entry in enumerate(entries) if entry == _POSSIBLE[0]]
-        return zip(possible, self._objects.parallel(self._look, [self._key(i) for i in possible]), strict=True)
+        if not possible:
+            return found
+        settled = Change()
+        keys = [self._key(index) for index in possible]
+        for index, pages in zip(possible, self._objects.parallel(self._look, keys), strict=True):
+            if pages is not None:
+                found[index] = pages[0]
+            settled.write(index, _NONE if pages is None else _SEEN)
+        self._objects.apply(index_key(self._source), settled, force=True)
+        return found
 
     def _look(self, key: str) -> tuple[int, int] | None:
         return read_pages(self._objects, key)
@@ -229,24 +225,9 @@ class RadosLayer:
             self._zeros.pop(index, None)
             raise
         self._know(index, pages, zeros)
-        with self._growing:
-            if pages and self._indexed[index] == _POSSIBLE[0]:
-                self._indexed[index] = _SEEN[0]
-                self._made.append(index)
 
     def sync(self) -> None:
-        """Every write was durable when it was acknowledged. A moment to say which blocks are certainly there."""
-        if len(self._made) >= _MANY:
-            with self._growing:
-                made, self._made = self._made, []
-            self.say_seen(made)
-
-    def say_seen(self, indexes: list[int]) -> None:
-        for start in range(0, len(indexes), _MANY):
-            change = Change()
-            for index in indexes[start : start + _MANY]:
-                change.write(index, _SEEN)
-            self._objects.apply(index_key(self._source), change, force=True)
+        """Every write was durable when it was acknowledged."""
 
     def save_pages(self, pages: Mapping[int, int]) -> None:
         """Kept with the data."""
@@ -331,10 +312,7 @@ def make_layer(objects: Objects, source: Source) -> RadosLayer:
         objects.put_entry(LAYERS, stem_of(source), b"")
         objects.apply(key, Change().touch())
         entries = b""
-    layer = RadosLayer(objects, source, entries)
-    if entries.count(_POSSIBLE) > _MANY:
-        layer.say_seen([index for index, pages in layer.look_for(entries) if pages and pages[0]])
-    return layer
+    return RadosLayer(objects, source, entries)
 
 
 def indexed(objects: Objects, source: Source) -> list[int]:

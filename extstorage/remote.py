@@ -15,10 +15,6 @@ from extstorage.confined import CONFINED_ONLINE, kill
 from ganeti_plugin.errors import InputError, StateError
 from ganeti_plugin.run import spawn
 
-#: As in fetch.py, which is not imported here: it brings TLS along.
-LENGTH = 8
-UNKNOWN = (1 << 64) - 1
-
 _COMMAND = Path(__file__).resolve().parents[1] / "archipelago"
 _PREFIX = "error: archipelago: "
 
@@ -48,8 +44,6 @@ class Remote(NamedTuple):
     process: subprocess.Popen[bytes]
     descriptor: int
     complaints: int
-    #: Bytes; None as long as nobody knows.
-    length: int | None
 
     @classmethod
     @contextlib.contextmanager
@@ -70,7 +64,7 @@ class Remote(NamedTuple):
             stack.callback(kill, process)
             with contextlib.suppress(BrokenPipeError), open(told, "wb") as stream:
                 stream.write(json.dumps(job).encode())
-            yield cls(process, reading, complaints, _length(reading))
+            yield cls(process, reading, complaints)
 
     def check(self) -> None:
         status = self.process.wait()
@@ -82,12 +76,3 @@ class Remote(NamedTuple):
         last = text.splitlines()[-1] if text else f"the URL can't be fetched (status {status})"
         kind = RefusedUrlError if status == InputError.exit_status else UnreachableUrlError
         raise kind(message=last.removeprefix(_PREFIX))
-
-
-def _length(descriptor: int) -> int | None:
-    """What comes first. A program that ends before it has said so says why in the end."""
-    text = b""
-    while len(text) < LENGTH and (piece := os.read(descriptor, LENGTH - len(text))):
-        text += piece
-    found = int.from_bytes(text, "big")
-    return None if len(text) < LENGTH or found == UNKNOWN else found

@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -51,14 +51,6 @@ _CHECKED = 64 << 20
 _PREFIX = "snf-archipelago-spool-"
 _LOCK = "lock"
 _NEW = 60.0
-
-
-#: Called with per cents.
-Progress = Callable[[int], None]
-
-
-def _say_nothing(_percent: int) -> None:
-    """Nobody waits for it."""
 
 
 class Compression(StrEnum):
@@ -136,15 +128,12 @@ class Terms(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(given: Given, terms: Terms, progress: Progress = _say_nothing) -> Iterator[Source]:
-    """The source that was meant, judged; must be called as root.
-
-    `progress` is called with per cents of a stream before it is unpacked, from a thread of its own.
-    """
+def opened(given: Given, terms: Terms) -> Iterator[Source]:
+    """The source that was meant, judged; must be called as root."""
     if given.sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", given.sha256):
         raise StreamRefusedError(what=given.what, reason="its SHA-256 is not one of 64 hexadecimal digits")
     if given.place == STDIN or given.is_url or given.sha256 or given.packed() is not Compression.NONE:
-        with _flow(given, terms, progress) as flow:
+        with _flow(given, terms) as flow:
             if given.format == Format.RAW:
                 yield StreamSource(flow, given, terms.limit)
             else:
@@ -178,25 +167,23 @@ class Flow(NamedTuple):
 
 
 @contextlib.contextmanager
-def _flow(given: Given, terms: Terms, progress: Progress) -> Iterator[Flow]:
+def _flow(given: Given, terms: Terms) -> Iterator[Flow]:
     with contextlib.ExitStack() as stack:
-        remote, identity, length = None, given.sha256.lower(), None
+        remote, identity = None, given.sha256.lower()
         if given.place == STDIN:
             origin = 0
         elif given.is_url:
             remote = stack.enter_context(Remote.started(given.place, terms, has_digest=bool(given.sha256)))
-            origin, length = remote.descriptor, remote.length
+            origin = remote.descriptor
         else:
             origin = os.open(given.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             stack.callback(os.close, origin)
             if not stat.S_ISREG(os.fstat(origin).st_mode):
                 raise UnusableFileError(path=given.place, reason="it is not a regular file")
-            length = os.fstat(origin).st_size
             identity = identity or ":".join(map(str, sources.stamp(origin)))
         reading, writing = os.pipe2(os.O_CLOEXEC)
         output = stack.enter_context(open(reading, "rb", buffering=0))
         feeder = Feeder(origin, writing, given, terms.limit)
-        feeder.tell(progress, length)
         unpacker = None
         if (packed := given.packed()) is not Compression.NONE:
             unpacker = stack.enter_context(Unpacker.started(packed, output.fileno(), given.what))
@@ -220,14 +207,7 @@ class Feeder(threading.Thread):
         self._limit = limit
         self._hash = hashlib.sha256()
         self._fault: Exception | None = None
-        self._progress: Progress = _say_nothing
-        self._length = 0
         self.is_through = False
-
-    def tell(self, progress: Progress, length: int | None) -> None:
-        """Whom to tell how much of the length is through."""
-        self._progress = progress
-        self._length = length or 0
 
     def run(self) -> None:
         try:
@@ -249,8 +229,6 @@ class Feeder(threading.Thread):
                 raise StreamRefusedError(what=self.given.what, reason=reason)
             if self.given.sha256:
                 self._hash.update(piece)
-            if self._length:
-                self._progress(min(99, count * 100 // self._length))
             left = memoryview(piece)
             while left:
                 left = left[os.write(self._target, left) :]

@@ -27,6 +27,7 @@ EXECUTABLES: Mapping[str, str] = {
     "snf-ganeti": "ganeti_plugin",
     "snf-image": "snf_image",
     "archipelago": "extstorage",
+    "archipelago-watch": "extstorage",
 }
 FOLDERS = ("ganeti_plugin", "extstorage", "snf_image", "network_scripts", "os_providers", "hooks")
 

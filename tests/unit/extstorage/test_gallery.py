@@ -18,16 +18,12 @@ SIZE = 1 << 20
 
 @pytest.fixture(params=["memory", "files"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """With an image, and a volume."""
     made: Store = create_store(tmp_path / "store") if request.param == "files" else MemoryStore()
-    fill(made)
+    catalog.create_volume(made, "volume", SIZE)
+    frozen = made.read_map("volume")._replace(read_only=True)
+    made.create("image", frozen, Info(created=1.0, image=True, properties={"USERS": "ann"}))
     return made
-
-
-def fill(store: Store) -> None:
-    """An image, and a volume."""
-    catalog.create_volume(store, "volume", SIZE)
-    frozen = store.read_map("volume")._replace(read_only=True)
-    store.create("image", frozen, Info(created=1.0, image=True, properties={"USERS": "ann"}))
 
 
 def test_a_renamed_image_is_the_same(store: Store) -> None:

@@ -12,7 +12,6 @@ class Reason(StrEnum):
     """Why a test cannot say anything on this machine."""
 
     NO_KVM = "hardware virtualization does not work here, and this test is about it"
-    NO_KERNEL_NBD = "the running kernel has no nbd driver, and this test is about the kernel's NBD client"
     NOT_ROOT = "this test is about what root may do that others may not, and it does not run as root"
 
 

@@ -10,13 +10,13 @@ import pytest
 from extstorage import catalog
 from extstorage.names import BLOCK
 from extstorage.rados_store import RadosStore
-from tests.unit.extstorage import test_contents, test_gallery, test_gc, test_session, test_threads
+from tests.unit.extstorage import test_contents, test_gc, test_session, test_threads
 
 EXCLUDED = (
     "test_a_server_that_was_taken_over_stops",  # test_rados_locks.py does it with two clients
 )
 
-for module in (test_session, test_contents, test_gallery, test_gc, test_threads):
+for module in (test_session, test_contents, test_gc, test_threads):
     for name, found in vars(module).items():
         if name.startswith("test_") and name not in EXCLUDED and "store" in inspect.signature(found).parameters:
             globals()[name.replace("test_", f"{module.__name__.rpartition('.')[2]}_", 1)] = found
@@ -26,6 +26,4 @@ for module in (test_session, test_contents, test_gallery, test_gc, test_threads)
 def store(request: pytest.FixtureRequest, rados_store: RadosStore) -> RadosStore:
     if request.function.__module__ == test_session.__name__:
         catalog.create_volume(rados_store, "vol", 3 * BLOCK)
-    if request.function.__module__ == test_gallery.__name__:
-        test_gallery.fill(rados_store)
     return rados_store

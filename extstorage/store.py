@@ -68,7 +68,9 @@ def decode_info(data: bytes, path: str | Path) -> Info:
 
 def _fits(facts: Mapping[str, object]) -> bool:
     created, properties = facts["created"], facts["properties"]
-    if not isinstance(created, int | float) or not 0 <= created < _LATEST or not isinstance(facts["image"], bool):
+    if not isinstance(created, int | float) or not 0 <= created < _LATEST:
+        return False
+    if not isinstance(facts["image"], bool) or not isinstance(facts["shared"], bool):
         return False
     texts = [facts["origin"], facts["cname"], facts["metadata"]]
     return isinstance(properties, dict) and all(isinstance(text, str) for text in (*texts, *properties.values()))

@@ -111,9 +111,9 @@ class Pipeline:
     def __init__(self, batch: int, ahead: int) -> None:
         self._batch = batch
         self._ahead = ahead
-        # One batch is being stored and one collected, `ahead` blocks are being hashed, and one is being read. Each
-        # buffer has pages of its own, so that a store can write it without a copy (O_DIRECT).
-        self._free = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(2 * batch + ahead + 1)]
+        # One batch is being stored, one published and one collected, `ahead` blocks are being hashed, and one is being
+        # read. Each buffer has pages of its own, so that a store can write it without a copy (O_DIRECT).
+        self._free = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(3 * batch + ahead + 1)]
         self._pool = ThreadPoolExecutor((os.cpu_count() or 1) + _WAITING, "content")
 
     def __enter__(self) -> Self:
@@ -148,16 +148,24 @@ class Pipeline:
         """
         seen: set[bytes] = set()
         batch: list[Named] = []
+        published: list[Named] = []
+        publishing = self._pool.submit(publish, published)
         storing: list[tuple[Named, Future[object] | None]] = []
         for named in self.ordered(_named, blocks):
             batch.append(named)
             if len(batch) == self._batch:
                 yield from self._stored(storing)
-                publish(batch)
-                storing, batch = self._start(batch, seen, put), []
+                publishing.result()
+                storing = self._start(published, seen, put)
+                published, batch = batch, []
+                publishing = self._pool.submit(publish, published)
+        for last in (published, batch):
+            yield from self._stored(storing)
+            publishing.result()
+            storing = self._start(last, seen, put)
+            if last is published:
+                publishing = self._pool.submit(publish, batch)
         yield from self._stored(storing)
-        publish(batch)
-        yield from self._stored(self._start(batch, seen, put))
 
     def _start(
         self, batch: Sequence[Named], seen: set[bytes], put: Callable[[bytes, memoryview], object]

@@ -29,7 +29,7 @@ from ganeti_plugin.log import info
 _SOURCE = "source"
 _DONE = "done"
 
-#: Blocks that are stored at a time, and that are read ahead of them: 160 MiB of memory.
+#: Blocks that are stored at a time, and that are read ahead of them: 230 MiB of memory.
 BATCH = 16
 AHEAD = 8
 

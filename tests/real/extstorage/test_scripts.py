@@ -181,6 +181,37 @@ def test_a_volume_is_found_in_its_store_whatever_the_parameter_says(stores: Path
     assert os.listdir(stores / "maps") == []
 
 
+def test_a_store_that_cannot_be_written_or_read_changes_nothing(stores: Path) -> None:
+    name, other = new_name(), new_name()
+    do("create", name, VOL_SIZE="64", EXTP_STORE="second")
+    mine = stores / "store.json"
+    facts = mine.read_text()
+
+    def check(reason: str) -> None:
+        assert reason in refused("create", other, VOL_SIZE="64", EXTP_STORE="second")
+        do("attach", name)
+        assert reason in refused("open", name, VOL_OPEN_EXCLUSIVE="True")
+        do("detach", name)
+        assert reason in refused("remove", name)
+
+    subprocess.run(["mount", "--bind", stores, stores], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", stores], check=True)
+        check("Read-only file system")
+    finally:
+        subprocess.run(["umount", stores], check=True)
+    for foreign in (facts.replace('"version": ', '"version": 9'), facts.replace("snf-archipelago", "other"), "{"):
+        mine.write_text(foreign)
+        check("is not a store of this version")
+    mine.write_text(facts)
+    do("attach", name)
+    do("open", name, VOL_OPEN_EXCLUSIVE="True")
+    do("detach", name)
+    do("remove", name)
+    assert traces(other) == []
+    assert os.listdir(stores / "maps") == []
+
+
 def test_a_guest_waits_for_its_store(stores: Path) -> None:
     """Its server died, and the store is away for a moment: that is a pause and no error."""
     name = new_name()

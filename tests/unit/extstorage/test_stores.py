@@ -79,6 +79,11 @@ def test_a_place_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(BadStoreError):
         stores.open_store(FilesSpec(tmp_path))
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    for place, complaint in ((tmp_path, "holds other files"), (tmp_path / "file", "none can be made")):
+        with pytest.raises(BadStoreError, match=complaint):
+            stores.open_store(FilesSpec(place), make=True)
+    (tmp_path / "file").unlink()
     stores.open_store(FilesSpec(tmp_path), make=True)
     assert stores.open_store(FilesSpec(tmp_path)).names() == []
 

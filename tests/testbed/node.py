@@ -84,7 +84,7 @@ def _configure(upper: Path, node: Node, nodes: int) -> None:
     (etc / "snf-ganeti/conf.d").mkdir(parents=True, exist_ok=True)
     (etc / "snf-ganeti/conf.d/uplinks.toml").write_text('[network]\nuplinks = { "100" = "eth1" }\n')
     # The machine's own disk is behind all stores, and how full that is says nothing about the tests.
-    (etc / "snf-ganeti/conf.d/space.toml").write_text("[archipelago]\nspace_warn = 101\nspace_refuse = 101\n")
+    (etc / "snf-ganeti/conf.d/space.toml").write_text("[archipelago]\nspace_warn = 100\nspace_refuse = 100\n")
     script = upper / "usr/local/sbin/testbed-network"
     script.write_text(NETWORK_SCRIPT.format(address=node.address))
     script.chmod(0o755)

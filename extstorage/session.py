@@ -241,15 +241,18 @@ class Session:
 
     def _obtain_from_peer(self) -> None:
         deadline = time.monotonic() + YIELD_TIMEOUT
+        patience = 0.0
         while True:
             try:
-                self._obtain()
+                self._obtain(patience)
                 self._store.forget_request(self._name)
                 return
             except HeldError:
                 if time.monotonic() >= deadline:
                     raise
             self._store.ask_for_lock(self._name)
+            # The peer may have died: from now on, wait long enough to see it. One that yields ends the wait at once.
+            patience = self._store.patience
             time.sleep(YIELD_POLL)
 
     def _obtain(self, patience: float = 0.0) -> None:

@@ -7,12 +7,13 @@ Whatever was said to be durable must be there. The tests follow each other: one 
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from tests.e2e.guest import Guest, Load, parameters
-from tests.e2e.place import IMAGE, TESTBED, Outcome, done, eventually, host, tried
+from tests.e2e.place import IMAGE, NODES, TESTBED, Outcome, done, eventually, host, tried
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -34,24 +35,30 @@ ADD = (
 )
 NIC = ("--net", "0:ip=pool,network=public")
 OS = ("-o", "snf-image+default")
+PLAIN = ("-O", "img_id=null,img_format=diskdump")
 RUNTIME = "/var/run/ganeti/kvm-hypervisor"
 
 
-@pytest.fixture(scope="module", params=["main"])
+#: For what does not depend on the store.
+ONCE = pytest.mark.parametrize("store", ["main"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=["main", "ceph"])
 def store(node1: str, request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
 def objects(store: str) -> set[str]:
-    """What the store had before."""
+    """What the store had before. A collection leaves a lock."""
+    done("archipelago", "gc", "--store", store)
     return objects_of(store)
 
 
 def objects_of(store: str) -> set[str]:
     if store == "ceph":
         return set(done("rados", "--pool=snf-archipelago", "--all", "ls").splitlines())
-    return set(done("find", "/srv/shared/store").splitlines())
+    return set(done("find", "/srv/shared/store", "-type", "f").splitlines())
 
 
 def disk(index: int, store: str, size: int, origin: str = "") -> tuple[str, str]:
@@ -157,13 +164,15 @@ def test_a_second_writer_is_refused_by_name(guest: Guest, load: Load) -> None:
 
 def test_a_killed_server_is_not_noticed(guest: Guest, load: Load) -> None:
     for index in (1, 0, 1):
-        unit = f"snf-archipelago@{guest.volume(index)}.service"
-        done("systemctl", "kill", "--kill-whom=main", "--signal=KILL", unit, place=guest.node)
+        servers = json.loads(done("archipelago", "server", "list", "--json", place=guest.node))
+        (pid,) = [str(server["pid"]) for server in servers if server["name"] == guest.volume(index)]
+        done("kill", "-KILL", pid, place=guest.node)
         load.progress()
     checked(load)
     assert "error" not in guest.ask("dmesg | grep vd").lower()
 
 
+@ONCE
 def test_a_migration_whose_target_dies(guest: Guest, load: Load) -> None:
     home = guest.node
     with slow_migration():
@@ -173,6 +182,7 @@ def test_a_migration_whose_target_dies(guest: Guest, load: Load) -> None:
     checked(load)
 
 
+@ONCE
 def test_cleanup_after_a_migration_that_did_not_come_about(guest: Guest, load: Load) -> None:
     home = guest.node
     with slow_migration() as job:
@@ -183,6 +193,7 @@ def test_cleanup_after_a_migration_that_did_not_come_about(guest: Guest, load: L
     checked(load)
 
 
+@ONCE
 def test_failover_of_a_running_guest(guest: Guest, load: Load) -> None:
     home = guest.node
     done("gnt-instance", "failover", "-f", "--shutdown-timeout=10", NAME)
@@ -259,3 +270,72 @@ def test_export_of_a_running_guest_and_import(guest: Guest, load: Load, store: s
     load.check(Guest(COPY).volume(1), "node2", said=said, doubt=load.SINCE)
     done("gnt-instance", "remove", "-f", COPY)
     done("gnt-backup", "remove", NAME)
+
+
+def test_clone_of_a_disk_in_use(guest: Guest, load: Load, store: str) -> None:
+    said = load.said()
+    done("archipelago", "snapshot", "create", guest.volume(1), "moment", "--store", store)
+    load.progress()
+    clone = ("--no-install", "--no-start", *disk(0, store, SIZE, "moment"))
+    done("gnt-instance", "add", "-n", "node2.testbed", *ADD, *OS, *PLAIN, *NIC, *clone, COPY)
+    load.check(Guest(COPY).volume(), "node2", said=said, doubt=load.SINCE)
+    done("archipelago", "snapshot", "remove", "moment", "--store", store)
+    load.check(Guest(COPY).volume(), "node2", said=said, doubt=load.SINCE)
+    done("gnt-instance", "remove", "-f", COPY)
+
+
+def sectors(guest: Guest, name: str) -> int:
+    return int(guest.ask(f"cat /sys/block/{name}/size") or 0)
+
+
+@ONCE
+def test_a_grown_disk_is_seen(guest: Guest, load: Load) -> None:
+    done("gnt-instance", "grow-disk", NAME, "1", "64M")
+    eventually("larger disk", lambda: sectors(guest, "vdb") == (SIZE + 64) << 11, seconds=30)
+    load.progress()
+
+
+@ONCE
+def test_a_disk_comes_moves_and_goes(guest: Guest, load: Load, store: str) -> None:
+    done("gnt-instance", "modify", "--hotplug", "--disk", f"add:size=64M,provider=archipelago,store={store}", NAME)
+    eventually("third disk", lambda: sectors(guest, "vdc") == 64 << 11, seconds=30)
+    digest = "dd if=/dev/vdc bs=1M count=8 2>/dev/null | md5sum"
+    before = guest.ask(f"head -c 8388608 /dev/urandom > /dev/vdc; sync; {digest}")
+    done("gnt-instance", "migrate", "-f", NAME)
+    assert guest.ask(f"echo 3 > /proc/sys/vm/drop_caches; {digest}") == before
+    done("gnt-instance", "modify", "--hotplug", "--disk", "remove", NAME)
+    eventually("end of the third disk", lambda: sectors(guest, "vdc") == 0, seconds=30)
+    checked(load)
+
+
+@ONCE
+def test_reinstall_and_rename_leave_the_data(guest: Guest, load: Load) -> None:
+    load.stop()
+    done("gnt-instance", "stop", NAME)
+    assert not served(guest.node)
+    done("gnt-instance", "reinstall", "-f", "-O", parameters(), NAME)
+    # Ganeti asks at a terminal whether it may rename, unless the name is known.
+    done("sh", "-ec", f"printf '%s\\n' '203.0.113.1 {NAME}' '203.0.113.2 {COPY}' >> /etc/hosts")
+    done("gnt-instance", "rename", "--no-ip-check", NAME, COPY)
+    done("gnt-instance", "rename", "--no-ip-check", COPY, NAME)
+    done("gnt-instance", "start", NAME)
+    load.check()
+    assert guest.ask("hostname") == NAME
+
+
+@ONCE
+def test_recreate_a_lost_disk(guest: Guest, store: str) -> None:
+    volume = guest.volume(1)
+    done("gnt-instance", "stop", "--timeout=0", NAME)
+    done("archipelago", "volume", "remove", volume, "--store", store)
+    done("gnt-instance", "recreate-disks", "--disk=1", NAME)
+    done("gnt-instance", "start", NAME)
+    assert guest.ask("head -c 8388608 /dev/vdb | tr -d '\\0' | wc -c") == "0"
+
+
+def test_nothing_is_left(guest: Guest, store: str, objects: set[str]) -> None:
+    done("gnt-instance", "remove", "-f", "--shutdown-timeout=0", NAME)
+    for node in NODES:
+        assert not served(node)
+    done("archipelago", "gc", "--store", store)
+    assert objects_of(store) <= objects

@@ -97,6 +97,16 @@ def test_a_writer_that_was_taken_over_can_not_write(store: RadosStore, writers: 
     session.shutdown()
 
 
+def test_a_source_that_dies_in_a_migration_is_followed_after_its_lease(store: RadosStore, writers: Writers) -> None:
+    """Long before the time that the source has to yield."""
+    writers("elsewhere").kill()
+    session = Session(store, "vol")
+    session.open(False)
+    session.write(A, 0)
+    assert read(session) == bytes(A)
+    session.shutdown()
+
+
 def test_a_writer_that_was_killed_here_is_followed_at_once(store: RadosStore, writers: Writers) -> None:
     writer = writers("here")
     with pytest.raises(HeldError, match=f"process {writer.pid}"):

@@ -108,6 +108,7 @@ class Session:
         self._lock: VolumeLock | None = None
         self._token = ""
         self._fenced = False
+        self._in_doubt = False
         head = store.read_heads(name)
         self.mode = Mode.SNAPSHOT if head.read_only else Mode.ATTACHED
         self._seen: object = store.map_version(name)
@@ -143,6 +144,8 @@ class Session:
         """The volume for a request, or None when the lock is needed first."""
         if self._fenced:
             raise FencedError(name=self._name)
+        if self._in_doubt:
+            return None
         if self._lock is not None:
             if write and self.mode is Mode.SNAPSHOT:
                 raise ReadOnlyError(name=self._name)
@@ -231,7 +234,9 @@ class Session:
 
     def _obtain_for_request(self) -> None:
         with self._control:
-            if self.mode is Mode.SHARED:
+            if self._in_doubt:
+                self._settle()
+            elif self.mode is Mode.SHARED:
                 self._obtain_from_peer()
             elif self.mode is Mode.ATTACHED:
                 self._obtain(self._store.patience)
@@ -258,6 +263,7 @@ class Session:
     def _obtain(self, patience: float = 0.0) -> None:
         """Take the lock, then read what the last holder left. Raises HeldError; see `Store.lock_volume`."""
         if self._lock is not None:
+            self._settle()
             return
         lock = self._store.lock_volume(self._name, patience=patience)
         try:
@@ -296,6 +302,7 @@ class Session:
         """Flush and release the lock. If the flush fails, the lock is kept."""
         if not self.holds_lock:
             return
+        self._settle()
         with contextlib.suppress(FencedError):
             self.flush()
         with self._gate.hold(self._name):
@@ -421,12 +428,26 @@ class Session:
                     self._flush_held()
                     owned = self._volume.owned()
                     if owned:
-                        frozen = maps.freeze(self._volume.map, owned)
-                        self._store.write_map(self._name, frozen)
-                        self._load(frozen)
+                        self._replace_map(maps.freeze(self._volume.map, owned))
                 snapshot = maps.as_snapshot(self._volume.map)
                 self._store.create(name, snapshot, facts)
         info("%s: snapshot %s taken", self._name, name)
+
+    def _replace_map(self, new: VolumeMap) -> None:
+        """Go on with another map. If that fails, nothing is read or written before it is known which one counts.
+
+        For what is written into the layer of an epoch that is over is not seen any more.
+        """
+        self._in_doubt = True
+        self._store.write_map(self._name, new)
+        self._load(new)
+        self._in_doubt = False
+
+    def _settle(self) -> None:
+        if self._in_doubt:
+            with self._gate.hold(self._name):
+                self._load(self._store.read_map(self._name))
+                self._in_doubt = False
 
     def grow(self, size: int) -> None:
         """Make the volume larger; clients see it when they connect again."""
@@ -435,7 +456,5 @@ class Session:
             if size <= self._volume.map.size:
                 return
             self._flush_held()
-            grown = maps.grow(self._volume.map, size)
-            self._store.write_map(self._name, grown)
-            self._load(grown)
+            self._replace_map(maps.grow(self._volume.map, size))
         info("%s: grown to %d bytes", self._name, size)

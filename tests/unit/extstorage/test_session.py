@@ -26,6 +26,7 @@ from extstorage.errors import (
 from extstorage.files_store import FilesStore, create_store, open_store
 from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE
+from extstorage.run_pages import RunPages
 from extstorage.session import Mode, Session
 from extstorage.store import Info, Store
 from ganeti_plugin.errors import StateError
@@ -217,6 +218,41 @@ def test_a_snapshot_is_read_only_and_can_not_be_removed_while_attached(store: St
     reader.shutdown()
     catalog.remove(store, "snap")
     assert read(session) == bytes(A)
+
+
+@pytest.mark.parametrize("when", ["map", "marks"])
+@pytest.mark.parametrize("change", ["snapshot", "grow"])
+def test_a_change_of_the_map_that_half_succeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, change: str
+) -> None:
+    """The store has the new map, and the server hears of an error: it must not go on where nobody looks."""
+    run = tmp_path / "run"
+    run.mkdir()
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", 3 * BLOCK)
+    session = Session(store, "vol", run)
+    session.open(True)
+    session.write(A, 0)
+    write_map = FilesStore.write_map
+
+    def fails(*arguments: object) -> None:
+        if when == "map":
+            write_map(*arguments)  # type: ignore[arg-type]
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        if when == "map":
+            patch.setattr(FilesStore, "write_map", fails)
+        else:
+            patch.setattr(RunPages, "__init__", fails)
+        with pytest.raises(OSError, match="no space"):
+            session.snapshot("snap", Info(created=0.0)) if change == "snapshot" else session.grow(4 * BLOCK)
+    session.write(B, BLOCK)
+    session.write(A, 2 * BLOCK)
+    session.flush()
+    session.shutdown()
+    again = Session(open_store(tmp_path / "store"), "vol")
+    assert [read(again, index * BLOCK) for index in range(3)] == [bytes(A), bytes(B), bytes(A)]
 
 
 def test_origins_are_judged(store: Store) -> None:

@@ -91,6 +91,7 @@ class Server:
         self.settings: dict[str, str] = {}
         self.session: Session | None = None
         self.fault = ""
+        self.complaint = ""
         self.ending = threading.Event()
         self.requests = dict.fromkeys(_COUNTED, 0)
 
@@ -239,8 +240,10 @@ class Server:
         if self.session is not None:
             try:
                 self.session.poll()
-            except Error as error:
-                log.error("%s", error)
+            except Exception as error:  # noqa: BLE001 - a full disk must not end the thread that answers calls
+                if str(error) != self.complaint:
+                    self.complaint = str(error)
+                    log.error("%s", error)
         return not self.ending.is_set()
 
 

@@ -25,7 +25,7 @@ from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.model import Model
-from tests.datapath.tap import Killed, Reaper
+from tests.datapath.tap import Killed, Reaper, Saboteur
 
 #: Few blocks, and tails of every kind: a sector, a page, a page and a sector, none.
 SIZES = (SECTOR, PAGE, 3 * PAGE + SECTOR, BLOCK, BLOCK + SECTOR, 2 * BLOCK - PAGE, 3 * BLOCK + 5 * PAGE + SECTOR)
@@ -150,11 +150,15 @@ class Generator:
             last = "\n  ".join(self.done)
             raise Failed(f"--seed={self.seed}, step {self.count}: {error!r}; the last steps:\n  {last}") from error
 
-    @staticmethod
-    def _survives(work: Callable[[], None]) -> bool:
+    def _survives(self, work: Callable[[], None]) -> bool:
         try:
             work()
         except Killed:
+            return False
+        except OSError as error:
+            if not isinstance(self.reaper, Saboteur):
+                raise
+            self._note(f"failed: {error}")
             return False
         return True
 
@@ -362,8 +366,11 @@ class Generator:
     def recover(self) -> None:
         """Everything that served, and whatever ran, was killed. All that was acknowledged is there."""
         assert self.reaper is not None
-        self._note("killed all")
         self.reaper.revive()
+        if isinstance(self.reaper, Saboteur) and self._goes_on():
+            self.reaper.aim(self.random.randrange(120))
+            return
+        self._note("killed all")
         if self.random.random() < 0.2:
             no_damage(self.store)
         names = set(self.store.names())
@@ -383,6 +390,19 @@ class Generator:
             reader.shutdown()
             catalog.remove(self.store, name)
         self.reaper.aim(self.random.randrange(120))
+
+    def _goes_on(self) -> bool:
+        """After a request that failed: it was done, or not, or in part, and nothing else happened."""
+        if self.running is None or self.random.random() < 0.2:
+            return False
+        disk, change = self.running
+        self.running = None
+        models = [disk.model.copy(), disk.model.copy()]
+        change(models[1])
+        models[1].flushed()
+        settle(disk.session, models, disk.name)
+        disk.model.pages = models[0].pages
+        return True
 
     def _recover_disk(self, disk: Disk, is_there: bool, holders: list[Session]) -> None:
         """On the node where it was written last; the other one has nothing that counts."""
@@ -524,7 +544,8 @@ class polling:  # noqa: N801 - reads as a statement
         deadline = time.monotonic() + 60
         with contextlib.suppress(Killed):
             while not self._ended.is_set() and time.monotonic() < deadline:
-                self._session.poll()
+                with contextlib.suppress(OSError):
+                    self._session.poll()
                 time.sleep(0.002)
 
     def __enter__(self) -> None:

@@ -7,6 +7,7 @@ writes past `os` (write_atomically) is read when it is synced or renamed.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -87,6 +88,16 @@ class Reaper:
     def check(self) -> None:
         if self.dead:
             raise Killed
+
+
+class Saboteur(Reaper):
+    """Lets one change fail, as a full or failing disk does; the process goes on."""
+
+    def allow(self, about_to_die: Callable[[], None] = lambda: None) -> None:
+        self.left -= 1
+        if self.left == -1:
+            about_to_die()
+            raise OSError(errno.ENOSPC, "no space, just once")
 
 
 class Tap:

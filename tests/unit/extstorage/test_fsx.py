@@ -12,7 +12,7 @@ from extstorage.files_store import create_store, open_store
 from extstorage.memory_store import MemoryStore
 from extstorage.store import Store
 from tests.datapath.generator import Generator, World
-from tests.datapath.tap import Reaper, Tap
+from tests.datapath.tap import Reaper, Saboteur, Tap
 
 STEPS = 600
 
@@ -53,16 +53,17 @@ def test_everything_reads_as_the_model(tmp_path: Path, seeds: list[int], world: 
         Generator(world(directory), directory / "run", seed).run(STEPS)
 
 
+@pytest.mark.parametrize("reaper", [Reaper, Saboteur])
 def test_what_was_acknowledged_survives_the_death_of_the_process_at_any_change(
-    tmp_path: Path, seeds: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, seeds: list[int], monkeypatch: pytest.MonkeyPatch, reaper: type[Reaper]
 ) -> None:
     for seed in seeds:
         directory = tmp_path / str(seed)
         directory.mkdir()
         with monkeypatch.context() as patch:
-            reaper = Reaper()
-            Tap(directory, patch, reaper)
+            generator_reaper = reaper()
+            Tap(directory, patch, generator_reaper)
             generator = Generator(FilesWorld(directory), directory / "run", seed)
-            generator.reaper = reaper
-            reaper.aim(100)
+            generator.reaper = generator_reaper
+            generator_reaper.aim(100)
             generator.run(STEPS // 2)

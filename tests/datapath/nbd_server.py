@@ -154,4 +154,4 @@ class NbdSession(Session):
         except subprocess.TimeoutExpired:
             self.kill()
             raise ServerError(name=self._name, message="it does not end") from None
-        assert status == 0, f"the server ended with {status}"
+        assert status == control.REPLACED, f"the server ended with {status}"

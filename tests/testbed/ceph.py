@@ -37,13 +37,15 @@ START = """
 name=$1 address=$2 fsid=$3
 again() {
     # A client that meets the monitor or the OSD in the moment of its start may wait for ever: ask anew.
-    for try in 1 2 3 4 5 6 7 8; do
+    end=$(($(date +%s) + 120))
+    while [ $(date +%s) -lt $end ]; do
         ! timeout 10 "$@" >/dev/null || return 0
         sleep 1
     done
     echo "no success: $*" >&2
     return 1
 }
+systemctl --quiet mask --now ceph-mon.service ceph-osd.service 2>/dev/null || true
 mkdir -p /var/lib/ceph/mon/ceph-$name /var/lib/ceph/osd/ceph-0 /run/ceph
 monmaptool --create --clobber --add $name $address --fsid $fsid /run/ceph/monmap >/dev/null
 ceph-mon --mkfs -i $name --monmap /run/ceph/monmap
@@ -69,4 +71,4 @@ def make(nodes: list[Node]) -> None:
     text = CONFIGURATION.format(fsid=fsid, address=first.address, name=first.name)
     for node in nodes:
         inside(node, ["sh", "-ec", "mkdir -p /etc/ceph; cat > /etc/ceph/ceph.conf"], stdin=text.encode())
-    inside(first, ["sh", "-ec", START, "sh", first.name, first.address, fsid, POOL], timeout=300)
+    inside(first, ["sh", "-ec", START, "sh", first.name, first.address, fsid, POOL], timeout=600)

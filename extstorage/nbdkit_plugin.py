@@ -280,12 +280,12 @@ def config_complete() -> None:
 def after_fork() -> None:
     # The journal has our stderr too; one line for each message is enough.
     log.setup("snf-archipelago", to_stderr=not os.path.exists("/dev/log"))
+    # Before there are other threads, such as librados', which inherit it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=server.end_when_told, daemon=True).start()
     server.load()
     listener = control.listen(server.run)
-    # Before there are other threads, which inherit it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=control.serve, args=(listener, server.handle, server.idle), daemon=True).start()
-    threading.Thread(target=server.end_when_told, daemon=True).start()
     notify("READY=1")
 
 

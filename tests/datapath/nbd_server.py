@@ -154,5 +154,4 @@ class NbdSession(Session):
         except subprocess.TimeoutExpired:
             self.kill()
             raise ServerError(name=self._name, message="it does not end") from None
-        # 0 is nbdkit's own end, which is quicker where a thread of librados hears of the signal first.
-        assert status in (0, control.REPLACED), f"the server ended with {status}"
+        assert status == control.REPLACED, f"the server ended with {status}"

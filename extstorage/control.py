@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import os
 import socket
-import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from extstorage.errors import ServerError
@@ -105,21 +104,6 @@ def _caller(peer: socket.socket) -> tuple[int, int]:
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     process, user, _ = struct.unpack("3i", credentials)
     return process, user
-
-
-def connections_from(pid: int) -> Iterator[socket.socket]:
-    """This process's connected Unix sockets that another process connected to; whatever opened them here."""
-    for entry in os.listdir("/proc/self/fd"):
-        try:
-            copy = os.dup(int(entry))
-        except OSError:
-            continue
-        if not stat.S_ISSOCK(os.fstat(copy).st_mode):
-            os.close(copy)
-            continue
-        with socket.socket(fileno=copy) as peer:
-            if peer.family == socket.AF_UNIX and _caller(peer)[0] == pid:
-                yield peer
 
 
 def _answer(peer: socket.socket, handler: Handler) -> None:

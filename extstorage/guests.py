@@ -3,8 +3,11 @@
 
 By QEMU's monitor (QMP), on the socket that Ganeti makes for each KVM instance. Tried with QEMU 7.2: its NBD client
 keeps the size that it was told when it connected, and refuses to grow beyond ("Cannot grow NBD nodes"). So our server
-drops QEMU's connection; the next request makes QEMU connect again, hear the new size and repeat what was under way;
+makes room for a successor; the next request makes QEMU connect to it, hear the new size and repeat what was under way;
 then block_resize tells the guest. A block device has grown by itself already.
+
+Another process, and not just another connection: a request of the old connection that was still under way could come
+after one of the new connection, and put back what that had overwritten.
 """
 
 from __future__ import annotations
@@ -14,12 +17,12 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from extstorage import control
+from extstorage import attached, control
 from extstorage.servers import Site
 from ganeti_plugin.errors import StateError
 from ganeti_plugin.log import debug, info
 
-#: Where Ganeti's KVM hypervisor has sockets and process ids (hv_kvm, _ROOT_DIR).
+#: Where Ganeti's KVM hypervisor has its sockets (hv_kvm, _ROOT_DIR).
 KVM = Path("/var/run/ganeti/kvm-hypervisor")
 
 #: Seconds for one answer; Ganeti may be talking to the monitor, which listens to one at a time.
@@ -97,7 +100,7 @@ def _resize(site: Site, monitor: Monitor, instance: str, device: str, volume: st
     if seen < 0 or seen >= size:
         return False
     if is_nbd:
-        control.call(site.directory(volume), volume, "reconnect", pid=_pid_of(instance))
+        attached.restart(site, volume)
         command = f'qemu-io {device} "read 0 512"'
         monitor.call("human-monitor-command", **{"command-line": command})
     monitor.call("block_resize", device=device, size=size)
@@ -113,10 +116,3 @@ def _as_qemu_sees_it(monitor: Monitor, device: str) -> tuple[int, bool]:
         if isinstance(inserted, Mapping) and drive.get("device") == device:
             return int(inserted["image"]["virtual-size"]), str(inserted["image"]["filename"]).startswith("nbd")
     return -1, False
-
-
-def _pid_of(instance: str) -> int:
-    try:
-        return int((KVM / "pid" / instance).read_text(encoding="ascii"))
-    except (OSError, ValueError) as error:
-        raise MonitorError(instance=instance, reason=f"its process is not known ({error})") from None

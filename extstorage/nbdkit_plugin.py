@@ -18,7 +18,6 @@ import ctypes
 import errno
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -173,8 +172,6 @@ class Server:
             self.session.close()
         elif command == "flush":
             self.session.flush()
-        elif command == "reconnect":
-            self.drop(int(str(request["pid"])))
         elif command == "grow":
             self.session.grow(int(str(request["size"])))
         elif command == "snapshot":
@@ -212,16 +209,6 @@ class Server:
                 self.session.shutdown()
             except Exception as error:  # noqa: BLE001 - the marks under /run stay for a successor
                 log.error("%s: not flushed at the end: %s", self.settings["volume"], error)
-
-    def drop(self, pid: int) -> None:
-        """End the connections of a process, which is to connect again and hear the volume's size: NBD tells it then.
-
-        nbdkit has no call for that, so the sockets are found among our descriptors. What was under way is repeated by
-        the client, as after the death of a server.
-        """
-        for peer in control.connections_from(pid):
-            with contextlib.suppress(OSError):
-                peer.shutdown(socket.SHUT_RDWR)
 
     def status(self) -> Mapping[str, object]:
         mode = self.session.mode.value if self.session else "broken"

@@ -44,6 +44,8 @@ def prepare() -> None:
         if IMAGE not in tried("archipelago", "image", "list", "--store", store).stdout.split():
             done("archipelago", "store", "create", store)
             done("archipelago", "image", "import", IMAGE, IMAGE_FILE, "--format", "raw", "--store", store)
+    # A store's first collection leaves a lock file, which is nobody's trace.
+    done("archipelago", "gc")
     if "public" not in tried("gnt-network", "list", "--no-headers", "-o", "name").stdout:
         done(*NETWORK)
         done("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")

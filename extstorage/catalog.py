@@ -74,9 +74,10 @@ def create_volume(
         if foreign is not None:
             new = maps.clone(_large_enough(foreign(), origin, size), size, owner)
         elif origin:
-            new = maps.clone(_origin_map(store, origin, size), size, owner)
+            found, kept = _origin(store, origin, size)
+            new = maps.clone(found, size, owner)
             # Its own copy: the image may be removed while the clone lives.
-            facts = facts._replace(properties=store.read_info(origin).properties)
+            facts = facts._replace(properties=kept.properties)
         else:
             new = maps.empty(size, owner)
         store.create(name, new, facts)
@@ -90,16 +91,17 @@ def _check_same(store: Store, name: str, size: int, facts: Info) -> None:
         raise AlreadyThereError(name=name, store=store.title, what=what)
 
 
-def _origin_map(store: Store, origin: str, size: int) -> VolumeMap:
+def _origin(store: Store, origin: str, size: int) -> tuple[VolumeMap, Info]:
     check_name(origin, "the origin")
     if not store.exists(origin):
         raise UnknownOriginError(name=origin, store=store.title)
     found = store.read_map(origin)
     if not found.read_only:
         raise NotAnOriginError(name=origin)
-    if not store.read_info(origin).shared:
+    kept = store.read_info(origin)
+    if not kept.shared:
         raise WithdrawnError(name=origin)
-    return _large_enough(found, origin, size)
+    return _large_enough(found, origin, size), kept
 
 
 def _large_enough(head: VolumeMap, origin: str, size: int) -> VolumeMap:

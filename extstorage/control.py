@@ -31,16 +31,6 @@ Request = Mapping[str, object]
 Handler = Callable[[Request], Mapping[str, object]]
 
 
-def is_answering(directory: Path) -> bool:
-    """Whether a server listens: the kernel says so without waking it."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
-        try:
-            caller.connect(str(directory / SOCKET))
-        except OSError:
-            return False
-    return True
-
-
 def call(directory: Path, name: str, command: str, /, **arguments: object) -> Mapping[str, object]:
     """Ask a volume's server. Raises ServerError with its reason, or with the fact that it does not answer."""
     try:

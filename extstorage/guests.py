@@ -17,7 +17,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-from extstorage import attached, control
+from extstorage import attached, control, servers
 from extstorage.servers import Site
 from ganeti_plugin.errors import StateError
 from ganeti_plugin.log import debug, info
@@ -84,7 +84,7 @@ def qemu_id(uuid: str) -> str:
 def show_size(site: Site, instance: str, uuid: str, volume: str) -> bool:
     """Have the running guest see how large its disk is; answers whether something was to be done."""
     monitor_path = KVM / "ctrl" / f"{instance}.qmp"
-    if not monitor_path.is_socket() or not control.is_answering(site.directory(volume)):
+    if not monitor_path.is_socket() or not servers.is_running(site, volume):
         debug("%s does not run on this node", instance)
         return False
     size = int(str(control.call(site.directory(volume), volume, "status")["size"]))

@@ -109,11 +109,11 @@ class Session:
         self._token = ""
         self._fenced = False
         self._in_doubt = False
-        head = store.read_heads(name)
-        self.mode = Mode.SNAPSHOT if head.read_only else Mode.ATTACHED
         self._seen: object = store.map_version(name)
-        self._volume = Volume(store, store.read_map(name), cached=head.read_only)
-        if head.read_only:
+        found = store.read_map(name)
+        self.mode = Mode.SNAPSHOT if found.read_only else Mode.ATTACHED
+        self._volume = Volume(store, found, cached=found.read_only)
+        if found.read_only:
             self._lock = store.lock_volume(name, shared=True)
 
     @property

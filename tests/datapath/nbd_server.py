@@ -12,7 +12,7 @@ from pathlib import Path
 
 import nbd
 
-from extstorage import control
+from extstorage import answer, control
 from extstorage.errors import HeldError, NotOpenError, ReadOnlyError, ServerError
 from extstorage.session import Session
 from extstorage.store import Info
@@ -53,7 +53,7 @@ class NbdSession(Session):
             stderr=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + START
-        while not socket.exists() or not control.is_answering(self._directory):
+        while not answer.is_serving(str(self._directory)):
             assert self.process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server does not start"
             time.sleep(0.01)

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from ganeti_plugin import log
 from ganeti_plugin.entry import guarded
@@ -58,11 +59,10 @@ def main() -> int:
 
 
 def measure_all(names: list[str], rounds: int) -> tuple[list[Figure], list[str]]:
-    """Bring up a testbed unless one is up, and measure; what fails is told and does not stop the rest."""
+    """Bring up a testbed unless one with Ceph is up, and measure; what fails is told and does not stop the rest."""
     figures: list[Figure] = []
     failures: list[str] = []
-    status = json.loads(run([TESTBED, "status", "--json"], env=SLOT).stdout)
-    started = not status["up"] and names != ["durations"]
+    started = names != ["durations"] and not is_fit()
     try:
         if started:
             log.info("bringing up a node")
@@ -77,6 +77,13 @@ def measure_all(names: list[str], rounds: int) -> tuple[list[Figure], list[str]]
         if started:
             run([TESTBED, "down"], timeout=300, env=SLOT)
     return figures, failures
+
+
+def is_fit() -> bool:
+    """Whether a testbed is up that has what is measured."""
+    up = json.loads(run([TESTBED, "status", "--json"], env=SLOT).stdout)["up"]
+    look: list[str | Path] = [TESTBED, "exec", "node1", "test", "-e", "/etc/ceph/ceph.conf"]
+    return bool(up) and run(look, env=SLOT, allowed=(0, 1)).returncode == 0
 
 
 if __name__ == "__main__":

@@ -69,9 +69,11 @@ def eventually(what: str, check: Callable[[], bool], *, seconds: float) -> None:
         time.sleep(0.5)
 
 
-def is_up() -> bool:
+def is_fit() -> bool:
+    """Whether a testbed is up that has what these tests need: two nodes and Ceph."""
     outcome = host(TESTBED, "status", "--json")
-    return outcome.status == 0 and bool(json.loads(outcome.stdout)["up"])
+    up = {row["node"] for row in json.loads(outcome.stdout)["nodes"]} if outcome.status == 0 else set()
+    return up.issuperset(NODES) and tried("test", "-e", "/etc/ceph/ceph.conf").status == 0
 
 
 #: Runs in the node: everything that an action of ours could leave there, as JSON.

@@ -43,6 +43,7 @@ from extstorage.errors import (
 )
 from extstorage.session import Mode, Session
 from extstorage.store import Info, Store
+from extstorage.thread_states import ThreadStates
 from ganeti_plugin import config as configuration
 from ganeti_plugin import log
 from ganeti_plugin.contract.systemd import notify
@@ -77,6 +78,7 @@ class Client(NamedTuple):
     session: Session | None
     #: Whether it is a block device's (names.GROWABLE_EXPORT).
     growable: bool
+    threads: ThreadStates
 
 
 #: mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX.
@@ -282,7 +284,12 @@ def cleanup() -> None:
 
 
 def open(readonly: bool) -> Client:
-    return Client(server.session, nbdkit.export_name() == names.GROWABLE_EXPORT)
+    return Client(server.session, nbdkit.export_name() == names.GROWABLE_EXPORT, ThreadStates())
+
+
+def close(h: Client) -> None:
+    """nbdkit has ended the connection's threads."""
+    h.threads.forget()
 
 
 def get_size(h: Client) -> int:
@@ -339,6 +346,7 @@ def _refuse(error: Exception) -> None:
 
 
 def pread(h: Client, buf: bytearray, offset: int, flags: int) -> None:
+    h.threads.keep()
     server.count("reads", "read_bytes", len(buf))
     try:
         server.use().readinto(memoryview(buf), offset)
@@ -348,6 +356,7 @@ def pread(h: Client, buf: bytearray, offset: int, flags: int) -> None:
 
 
 def pwrite(h: Client, buf: bytes, offset: int, flags: int) -> None:
+    h.threads.keep()
     server.count("writes", "written_bytes", len(buf))
     try:
         session = server.use()

@@ -65,6 +65,28 @@ def test_libnbd_sees_every_ability(volume: str) -> None:
     client.shutdown()
 
 
+def test_connections_leave_nothing_in_the_server(volume: str) -> None:
+    """Each of a connection's threads is used; what Python keeps of one takes about 20 KiB."""
+
+    def resident() -> int:
+        return int(Path(f"/proc/{server_pid(volume)}/statm").read_text().split()[1]) * PAGE
+
+    def use(connections: int) -> None:
+        for _ in range(connections):
+            client = connect(volume)
+            buffers = [nbd.Buffer(PAGE) for _ in range(64)]
+            for number, buffer in enumerate(buffers):
+                client.aio_pread(buffer, number * PAGE)
+            while client.aio_in_flight():
+                client.poll(-1)
+            client.shutdown()
+
+    use(20)
+    before = resident()
+    use(200)
+    assert resident() - before < 10 << 20
+
+
 def test_reads_and_writes_against_a_byte_array(volume: str) -> None:
     """Random requests of any offset and length, on several connections, with snapshots in between."""
     chance = random.Random(4)

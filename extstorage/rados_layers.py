@@ -8,7 +8,10 @@
 Data and attribute change in one operation, so there is nothing that could disagree after a death. A zero page is known
 from the attribute alone: it is not read, and holes are exact. The byte in the index is set before a block's first
 write, so no object is ever out of the index's sight; bytes, not bits, because writers of neighbours need not agree.
-A byte 1 may be the trace of a death before the object was made, so `present` looks, and makes it 2 or 0.
+Who has written many blocks of a neighbourhood will write more: as many again are entered at once, so that filling it
+takes seven changes of the index, not 64, and no more than half of what is entered was in vain. A byte 1 may stand for
+that, or for a death before the object was made, so `present` looks, and makes it 2 or 0; it has little to look at,
+because each change of the index also says of the neighbours which ones are there.
 """
 
 # ruff: noqa: ARG002 - `store.py` prescribes the arguments
@@ -35,9 +38,15 @@ _MOST_BLOCKS = LARGEST // BLOCK
 _TAIL = struct.Struct("<II")
 _VERSION = 1
 
+#: Blocks that are entered in the index with regard to one another.
+_NEIGHBOURS = 64
+
 _POSSIBLE = b"\x01"
 _SEEN = b"\x02"
 _NONE = b"\x00"
+#: In memory only, where the index says "possible": entered and not written yet; there.
+_AHEAD = b"\x03"
+_MADE = b"\x04"
 
 
 def stem_of(source: Source) -> str:
@@ -127,13 +136,15 @@ class RadosLayer:
         possible = [index for index, entry in enumerate(entries) if entry == _POSSIBLE[0]]
         if not possible:
             return found
-        settled = Change()
+        settled = bytearray(entries)
         keys = [self._key(index) for index in possible]
         for index, pages in zip(possible, self._objects.parallel(self._look, keys), strict=True):
             if pages is not None:
                 found[index] = pages[0]
-            settled.write(index, _NONE if pages is None else _SEEN)
-        self._objects.apply(index_key(self._source), settled, force=True)
+            settled[index] = _NONE[0] if pages is None else _SEEN[0]
+        self._objects.apply(index_key(self._source), Change().write_full(bytes(settled)), force=True)
+        if self._indexed:
+            self._indexed = settled
         return found
 
     def _look(self, key: str) -> tuple[int, int] | None:
@@ -202,13 +213,30 @@ class RadosLayer:
 
     def _enter(self, index: int) -> None:
         """Have the block in the index before its object is made."""
-        if self._indexed[index : index + 1] > _NONE:
-            return
-        self._objects.apply(index_key(self._source), Change().write(index, _POSSIBLE))
-        with self._growing:
-            self._indexed.extend(bytes(max(0, index + 1 - len(self._indexed))))
+        entry = self._indexed[index : index + 1]
+        if entry == _AHEAD:
             self._indexed[index] = _POSSIBLE[0]
-        self._zeros.setdefault(index, 0)
+        if entry > _NONE:
+            return
+        first = index // _NEIGHBOURS * _NEIGHBOURS
+        entries = bytes(self._indexed[first : first + _NEIGHBOURS]).ljust(_NEIGHBOURS, _NONE)
+        count = _to_enter(entries, index - first)
+        change = Change().write(index, _POSSIBLE * count)
+        made = [first + place for place in range(_NEIGHBOURS) if entries[place] == _MADE[0]]
+        for known in made:
+            change.write(known, _SEEN)
+        self._objects.apply(index_key(self._source), change)
+        with self._growing:
+            self._indexed.extend(bytes(max(0, index + count - len(self._indexed))))
+            for entered in range(index, index + count):
+                # Another thread may have entered it meanwhile, and may know more of it.
+                if not self._indexed[entered]:
+                    self._indexed[entered] = _AHEAD[0]
+                    self._zeros.setdefault(entered, 0)
+            if self._indexed[index] == _AHEAD[0]:
+                self._indexed[index] = _POSSIBLE[0]
+            for known in made:
+                self._indexed[known] = _SEEN[0]
 
     def _change(self, index: int, change: Change, pages: int | None, zeros: int) -> None:
         """Apply a change together with the pages that the block has afterwards; the block's stripe is locked."""
@@ -219,6 +247,8 @@ class RadosLayer:
             if pages is None:
                 pages = (read_pages(self._objects, key) or (0, 0))[0]
             self._objects.apply(key, change.set_attribute(PAGES, encode_pages(key, pages, zeros)))
+            if self._indexed[index : index + 1] == _POSSIBLE:
+                self._indexed[index] = _MADE[0]
         except BaseException:
             # Done or not: the store knows.
             self._owned.pop(index, None)
@@ -232,6 +262,14 @@ class RadosLayer:
     def save_pages(self, pages: Mapping[int, int]) -> None:
         """Kept with the data."""
         assert not pages
+
+
+def _to_enter(entries: bytes, place: int) -> int:
+    """How many blocks to enter, from the given place of a neighbourhood on; none of them is entered yet."""
+    in_vain = entries.count(_AHEAD)
+    written = len(entries) - entries.count(_NONE) - in_vain
+    free = entries[place:]
+    return min(max(1, written - in_vain + 1), len(free) - len(free.lstrip(_NONE)))
 
 
 def _with_whole_pages(offset: int, data: memoryview, zeros: int) -> tuple[int, memoryview]:

@@ -72,15 +72,14 @@ def create_volume(
             return
         owner = uuid.uuid4().bytes
         if foreign is not None:
-            new = maps.clone(_large_enough(foreign(), origin, size), size, owner)
+            store.create(name, maps.clone(_large_enough(foreign(), origin, size), size, owner), facts)
         elif origin:
             found, kept = _origin(store, origin, size)
-            new = maps.clone(found, size, owner)
-            # Its own copy: the image may be removed while the clone lives.
+            # Its own copy of the properties, too: the image may be removed while the clone lives.
             facts = facts._replace(properties=kept.properties)
+            store.create_copy(name, origin, maps.clone(found, size, owner), facts)
         else:
-            new = maps.empty(size, owner)
-        store.create(name, new, facts)
+            store.create(name, maps.empty(size, owner), facts)
     info("%s: created, %d bytes%s", name, size, f", a clone of {origin}" if origin else "")
 
 
@@ -95,7 +94,7 @@ def _origin(store: Store, origin: str, size: int) -> tuple[VolumeMap, Info]:
     check_name(origin, "the origin")
     if not store.exists(origin):
         raise UnknownOriginError(name=origin, store=store.title)
-    found = store.read_map(origin)
+    found = store.read_heads(origin)
     if not found.read_only:
         raise NotAnOriginError(name=origin)
     kept = store.read_info(origin)

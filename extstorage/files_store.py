@@ -386,13 +386,20 @@ class FilesStore:
             raise BrokenError(path=path, reason=f"it can't be read ({error.strerror})") from None
 
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
+        self._create(name, maps.encode(volume_map), info)
+
+    def create_copy(self, name: str, origin: str, head: VolumeMap, info: Info) -> None:
+        path = self._folder(origin) / "map"
+        self._create(name, maps.copied(self._read(path, origin), head, str(path)), info)
+
+    def _create(self, name: str, data: bytes, info: Info) -> None:
         if self.exists(name):
             raise AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image")
         new = self._maps / f".new-{name}"
         shutil.rmtree(new, ignore_errors=True)
         try:
             new.mkdir(mode=0o750)
-            write_atomically(new / "map", maps.encode(volume_map), mode=FILE_MODE)
+            write_atomically(new / "map", data, mode=FILE_MODE)
             write_atomically(new / "info.json", encode_info(info), mode=FILE_MODE)
             os.rename(new, self._folder(name))
         except BaseException:

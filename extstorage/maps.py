@@ -7,12 +7,17 @@ wrote in one epoch; a clone keeps offsets, so a layer's block has the index of t
 The layer of the volume's own current epoch is not in the map: it lies over every entry, page by page.
 The lowest layer of a block may be *content*: an immutable block that is named by the SHA-256 of its bytes.
 
-    header    magic, version, flags, size, owner, epoch, number of blocks, of sources, of digests, bytes of the packed
-              entries, CRC-32 of all the rest
-    sources   (owner id 16 bytes, epoch 8 bytes) each, numbered from 1
-    entries   4 x 4 bytes for each block: source numbers, topmost first, 0 = none; with bit 31 set, the rest is the
-              index of a digest. Kept as 16 planes of bytes, zlib: 0.4 MiB for 100 GiB become almost nothing
-    digests   32 bytes each
+    header    magic, version, flags, size, owner, epoch, number of entries, of sources, of digests, bytes of the packed
+              entries, CRC-32 of the body, CRC-32 of the header
+    body      three tables:
+      sources   (owner id 16 bytes, epoch 8 bytes) each, numbered from 1
+      entries   4 x 4 bytes for each block: source numbers, topmost first, 0 = none; with bit 31 set, the rest is the
+                index of a digest. The blocks behind the last entry are holes. Kept as 16 planes of bytes, zlib: 0.4 MiB
+                for 100 GiB become almost nothing
+      digests   32 bytes each
+
+The body says nothing of whose it is: that of a clone, of a snapshot and of a grown volume is the same, byte for byte.
+So they get a new header, and the body is taken over as it is (`copied`).
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import struct
 import sys
 import zlib
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from extstorage.errors import BrokenError
@@ -30,18 +35,21 @@ from extstorage.pages import full_mask
 
 DEPTH = 4
 MAGIC = b"SNFAMAP\n"
-VERSION = 2
+VERSION = 3
 READ_ONLY = 1
 DIGEST = 32
 
 #: An entry with this bit is not the number of a source but the index of a digest.
 CONTENT = 1 << 31
 
-_HEADER = struct.Struct("<8sIIQ16sQQIIII")
+_HEADER = struct.Struct("<8sIIQ16sQIIIIII")
 _SOURCE = struct.Struct("<16sQ")
 _ROW = 4 * DEPTH
 _MOST_SOURCES = 1 << 24
 _LAST_EPOCH = 1 << 63
+
+#: The bytes of a header.
+HEADER = _HEADER.size
 
 #: The fastest of zlib: entries come in runs, and a clone must not wait for its map.
 _LEVEL = 1
@@ -59,7 +67,7 @@ class Source(NamedTuple):
 
 
 class VolumeMap(NamedTuple):
-    """An immutable map; `entries` is never changed after construction."""
+    """An immutable map; `entries` is never changed after construction, and may end before the volume does."""
 
     size: int
     owner: bytes
@@ -71,7 +79,7 @@ class VolumeMap(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        return len(self.entries) // DEPTH
+        return blocks_of(self.size)
 
     @property
     def current(self) -> Source:
@@ -94,35 +102,34 @@ class VolumeMap(NamedTuple):
 
     def depth(self, index: int) -> int:
         """How many frozen layers a block has."""
-        return DEPTH - self.entries[index * DEPTH : index * DEPTH + DEPTH].count(0)
+        return sum(map(bool, self.entries[index * DEPTH : index * DEPTH + DEPTH]))
 
 
-def _zeros(blocks: int) -> array[int]:
-    return array("I", bytes(4 * DEPTH * blocks))
+def _reaching(entries: array[int], blocks: int) -> array[int]:
+    """A copy, which may be changed, with an entry for each of so many blocks."""
+    return entries + array("I", bytes(max(0, _ROW * blocks - 4 * len(entries))))
 
 
 def empty(size: int, owner: bytes) -> VolumeMap:
     """The map of a new volume without origin: all holes."""
-    return VolumeMap(size, owner, 1, False, (), _zeros(blocks_of(size)))
+    return VolumeMap(size, owner, 1, False, (), array("I"))
 
 
 def clone(parent: VolumeMap, size: int, owner: bytes) -> VolumeMap:
     """The map of a new volume that begins as a copy of a snapshot's."""
-    entries = parent.entries[:]
-    entries.extend(_zeros(blocks_of(size) - parent.blocks))
-    return VolumeMap(size, owner, 1, False, parent.sources, entries, parent.digests)
+    return parent._replace(size=size, owner=owner, epoch=1, read_only=False)
 
 
 def from_digests(size: int, owner: bytes, digests: Sequence[bytes | None]) -> VolumeMap:
     """The map of an image whose blocks are all content; None is a hole."""
-    holes = VolumeMap(size, owner, 0, True, (), _zeros(blocks_of(size)))
+    holes = VolumeMap(size, owner, 0, True, (), array("I"))
     return with_content(holes, {index: digest for index, digest in enumerate(digests) if digest is not None})
 
 
 def with_content(old: VolumeMap, digests: Mapping[int, bytes]) -> VolumeMap:
     """The same map, in which the given blocks consist of nothing but the given content."""
     numbers = {old.digests[at : at + DIGEST]: at // DIGEST for at in range(0, len(old.digests), DIGEST)}
-    entries = old.entries[:]
+    entries = _reaching(old.entries, _end(digests))
     for index, digest in digests.items():
         number = numbers.setdefault(digest, len(numbers))
         entries[index * DEPTH : index * DEPTH + DEPTH] = array("I", (CONTENT | number, 0, 0, 0))
@@ -131,12 +138,15 @@ def with_content(old: VolumeMap, digests: Mapping[int, bytes]) -> VolumeMap:
 
 def with_new_content(old: VolumeMap, size: int, digests: Mapping[int, bytes]) -> VolumeMap:
     """The same for blocks that were holes, quickly: for a map that grows while an image is read."""
-    entries = old.entries[:]
-    entries.extend(_zeros(blocks_of(size) - old.blocks))
+    entries = _reaching(old.entries, _end(digests))
     first = len(old.digests) // DIGEST
     for number, index in enumerate(digests, first):
         entries[index * DEPTH] = CONTENT | number
     return old._replace(size=size, entries=entries, digests=old.digests + b"".join(digests.values()))
+
+
+def _end(indexes: Iterable[int]) -> int:
+    return max(indexes, default=-1) + 1
 
 
 def cut(old: VolumeMap, blocks: int) -> VolumeMap:
@@ -151,7 +161,7 @@ def as_snapshot(frozen: VolumeMap) -> VolumeMap:
 
 def grow(old: VolumeMap, size: int) -> VolumeMap:
     """The map after growing; new blocks are holes."""
-    return clone(old, size, old.owner)._replace(epoch=old.epoch)
+    return old._replace(size=size)
 
 
 def freeze(old: VolumeMap, owned: Mapping[int, int]) -> VolumeMap:
@@ -161,7 +171,7 @@ def freeze(old: VolumeMap, owned: Mapping[int, int]) -> VolumeMap:
     """
     sources = (*old.sources, old.current)
     number = len(sources)
-    entries = old.entries[:]
+    entries = _reaching(old.entries, _end(owned))
     hidden = not owned
     for index, bits in owned.items():
         start = index * DEPTH
@@ -195,7 +205,7 @@ def _without_unused(old: VolumeMap) -> VolumeMap:
 
 
 def encode(volume_map: VolumeMap) -> bytes:
-    """The bytes that a store keeps."""
+    """The bytes that a store keeps: header and body."""
     entries = volume_map.entries
     if sys.byteorder == "big":
         entries = entries[:]
@@ -203,8 +213,8 @@ def encode(volume_map: VolumeMap) -> bytes:
     packed = zlib.compress(_planes(entries.tobytes()), _LEVEL)
     table = b"".join(_SOURCE.pack(*source) for source in volume_map.sources)
     body = b"".join((table, packed, volume_map.digests))
-    checksum = zlib.crc32(body, zlib.crc32(_header(volume_map, len(packed), 0)))
-    return _header(volume_map, len(packed), checksum) + body
+    counts = len(entries) // DEPTH, len(volume_map.sources), len(volume_map.digests) // DIGEST, len(packed)
+    return _header(volume_map, *counts, zlib.crc32(body)) + body
 
 
 def _planes(rows: bytes) -> bytes:
@@ -220,42 +230,64 @@ def _rows(planes: bytes) -> bytearray:
     return rows
 
 
-def _header(m: VolumeMap, packed: int, checksum: int) -> bytes:
+def _header(m: VolumeMap, *counts_and_checksum: int) -> bytes:
     flags = READ_ONLY if m.read_only else 0
-    counts = (m.blocks, len(m.sources), len(m.digests) // DIGEST)
-    return _HEADER.pack(MAGIC, VERSION, flags, m.size, m.owner, m.epoch, *counts, packed, checksum)
+    header = _HEADER.pack(MAGIC, VERSION, flags, m.size, m.owner, m.epoch, *counts_and_checksum, 0)
+    return header[:-4] + zlib.crc32(header).to_bytes(4, "little")
 
 
 class _Head(NamedTuple):
-    """What the header says: a map without sources and entries, and the lengths of what follows."""
+    """What the header says: a map without its tables, what they hold, and their checksum."""
 
     map: VolumeMap
-    blocks: int
+    entries: int
     sources: int
     digests: int
     packed: int
     checksum: int
 
     @property
-    def length(self) -> int:
-        return _HEADER.size + self.sources * _SOURCE.size + self.packed + self.digests * DIGEST
+    def body(self) -> int:
+        """The bytes of the body."""
+        return self.sources * _SOURCE.size + self.packed + self.digests * DIGEST
 
 
 def decode(data: bytes, path: str) -> VolumeMap:
     """Read a map. Raises BrokenError, with `path` in it, on anything that `encode` would not have written."""
     head = _decode_head(data, path)
-    if len(data) != head.length:
-        raise BrokenError(path=path, reason=f"the map has {len(data)} bytes instead of {head.length}")
-    body = memoryview(data)[_HEADER.size :]
-    if zlib.crc32(body, zlib.crc32(data[: _HEADER.size - 4] + bytes(4))) != head.checksum:
-        raise BrokenError(path=path, reason="the checksum of the map is wrong")
+    body = _checked_body(head, data, path)
     table = head.sources * _SOURCE.size
     entries = array("I")
-    entries.frombytes(_rows(_unpack(body[table : table + head.packed], head.blocks * DEPTH * 4, path)))
+    entries.frombytes(_rows(_unpack(body[table : table + head.packed], head.entries * _ROW, path)))
     if sys.byteorder == "big":
         entries.byteswap()
     digests = bytes(body[table + head.packed :])
     return head.map._replace(sources=_sources(body, head.sources), entries=entries, digests=digests)
+
+
+def copied(data: bytes, new: VolumeMap, path: str) -> bytes:
+    """The map in `data` with the head of `new`: as `encode` would write it, without unpacking anything.
+
+    Raises BrokenError if `data` is damaged.
+    """
+    return new_header(data, new, path) + _checked_body(_decode_head(data, path), data, path)
+
+
+def new_header(header: bytes, new: VolumeMap, path: str) -> bytes:
+    """The header for a map with the body that belongs to `header`, and the head of `new`."""
+    head = _decode_head(header, path)
+    if head.entries > new.blocks:
+        raise BrokenError(path=path, reason=f"it has {head.entries} blocks, more than a map of {new.size} bytes")
+    return _header(new, *head[1:])
+
+
+def _checked_body(head: _Head, data: bytes, path: str) -> memoryview:
+    body = memoryview(data)[HEADER:]
+    if len(body) != head.body:
+        raise BrokenError(path=path, reason=f"the map has {len(body)} bytes of tables instead of {head.body}")
+    if zlib.crc32(body) != head.checksum:
+        raise BrokenError(path=path, reason="the checksum of the map is wrong")
+    return body
 
 
 def _unpack(packed: memoryview, length: int, path: str) -> bytes:
@@ -271,24 +303,29 @@ def _unpack(packed: memoryview, length: int, path: str) -> bytes:
 
 
 def _decode_head(data: bytes, path: str) -> _Head:
-    if len(data) < _HEADER.size:
+    if len(data) < HEADER:
         raise BrokenError(path=path, reason=f"the map has only {len(data)} bytes")
-    magic, version, flags, size, owner, epoch, blocks, sources, digests, packed, checksum = _HEADER.unpack_from(data)
+    magic, version, flags, size, owner, epoch, *counts, checksum = _HEADER.unpack_from(data)
     if magic != MAGIC:
         raise BrokenError(path=path, reason="it is not a map")
     if version != VERSION or flags & ~READ_ONLY:
         raise BrokenError(path=path, reason=f"its version {version} or flags {flags:#x} are unknown here")
-    too_much = epoch > _LAST_EPOCH or sources > _MOST_SOURCES or digests > blocks
-    if not 0 < size <= LARGEST or blocks != blocks_of(size) or too_much:
+    if zlib.crc32(data[: HEADER - 4] + bytes(4)) != checksum:
+        raise BrokenError(path=path, reason="the checksum of the map's header is wrong")
+    head = _Head(VolumeMap(size, owner, epoch, bool(flags & READ_ONLY), (), array("I")), *counts)
+    too_much = epoch > _LAST_EPOCH or head.sources > _MOST_SOURCES or head.digests > head.entries
+    if not 0 < size <= LARGEST or head.entries > blocks_of(size) or too_much:
         raise BrokenError(path=path, reason="the header of the map contradicts itself")
-    head = VolumeMap(size, owner, epoch, bool(flags & READ_ONLY), (), array("I"))
-    return _Head(head, blocks, sources, digests, packed, checksum)
+    return head
 
 
 def decode_heads(read: Callable[[int], bytes], path: str) -> VolumeMap:
-    """A map without its entries and digests, from the beginning of its bytes: what listings need."""
-    head = _decode_head(read(_HEADER.size), path)
-    table = read(head.sources * _SOURCE.size)
+    """A map without its entries and digests, from the beginning of its bytes: what listings need.
+
+    The checksum of the layers that it lists is that of the whole body, which is not read.
+    """
+    head = _decode_head(read(HEADER), path)
+    table = read(head.sources * _SOURCE.size) if head.sources else b""
     if len(table) < head.sources * _SOURCE.size:
         raise BrokenError(path=path, reason="the map ends in its list of layers")
     return head.map._replace(sources=_sources(memoryview(table), head.sources))

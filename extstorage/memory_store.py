@@ -220,9 +220,15 @@ class MemoryStore:
         self._infos[name] = info
 
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
+        self._create(name, maps.encode(volume_map), info)
+
+    def create_copy(self, name: str, origin: str, head: VolumeMap, info: Info) -> None:
+        self._create(name, maps.copied(self._bytes(origin), head, origin), info)
+
+    def _create(self, name: str, data: bytes, info: Info) -> None:
         if name in self._maps:
             raise AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image")
-        self._maps[name] = maps.encode(volume_map)
+        self._maps[name] = data
         self._infos[name] = info
 
     def remove(self, name: str) -> None:

@@ -136,14 +136,17 @@ class RadosStore:
             return None
 
     def read_map(self, name: str) -> VolumeMap:
+        return maps.decode(self._read_bytes(name), self._path(name))
+
+    def _read_bytes(self, name: str) -> bytes:
         for _ in range(_TRIES):
             data = self._read_head(name)
             if not data.startswith(_ELSEWHERE):
-                return maps.decode(data, self._path(name))
+                return data
             where = self._where(name, data)
             with contextlib.suppress(NoObjectError):
                 keys = [_body(where, part) for part in range(int(where["parts"]))]
-                return maps.decode(b"".join(self._objects.parallel(self._read_part, keys)), self._path(name))
+                return b"".join(self._objects.parallel(self._read_part, keys))
             # It was replaced meanwhile; the head tells by what.
         raise BrokenError(path=self._path(name), reason="a part of the map is missing")
 
@@ -237,11 +240,17 @@ class RadosStore:
         raise HeldError(name=name, holder="somebody who keeps changing it")
 
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
+        self._create(name, maps.encode(volume_map), info)
+
+    def create_copy(self, name: str, origin: str, head: VolumeMap, info: Info) -> None:
+        self._create(name, maps.copied(self._read_bytes(origin), head, self._path(origin)), info)
+
+    def _create(self, name: str, encoded: bytes, info: Info) -> None:
         if self.exists(name):
             raise AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image")
         self._forget_leftovers(name)
         self._objects.put_entry(_NAMES, name, b"")
-        data = self._store_bodies(name, maps.encode(volume_map))
+        data = self._store_bodies(name, encoded)
         change = Change().exclusive().write_full(data).set_attribute(_INFO, encode_info(info))
         try:
             self._objects.apply(_head(name), change)

@@ -429,8 +429,7 @@ class Session:
                     owned = self._volume.owned()
                     if owned:
                         self._replace_map(maps.freeze(self._volume.map, owned))
-                snapshot = maps.as_snapshot(self._volume.map)
-                self._store.create(name, snapshot, facts)
+                self._store.create_copy(name, self._name, maps.as_snapshot(self._volume.map), facts)
         info("%s: snapshot %s taken", self._name, name)
 
     def _replace_map(self, new: VolumeMap) -> None:

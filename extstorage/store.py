@@ -4,7 +4,7 @@
 A store keeps, for each name, a map, a record of facts and a lock; and for each layer (owner, epoch), pages of data and
 the bitmap that says which pages are there. The rules that `volume.py` relies on:
 
-- `write_map` and `create` are atomic and durable when they return;
+- `write_map`, `create` and `create_copy` are atomic and durable when they return;
 - data of a layer survives the death of this process once `write` returned, and the death of the machine once `sync`
   returned; a bitmap saved by `save_pages` is durable when that returns;
 - a store with `atomic_pages` keeps the bitmap with the data, in one atomic and durable operation;
@@ -181,6 +181,12 @@ class Store(Protocol):
     def write_info(self, name: str, info: Info) -> None: ...
 
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None: ...
+
+    def create_copy(self, name: str, origin: str, head: VolumeMap, info: Info) -> None:
+        """Create a map with all that the origin's says of blocks; of `head`, the sources and entries don't count.
+
+        Needs the store's lock. Raises BrokenError if what is read of the origin's map is damaged.
+        """
 
     def remove(self, name: str) -> None: ...
 

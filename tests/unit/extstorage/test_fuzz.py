@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import zlib
+from array import array
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from extstorage.session import Session
 from extstorage.store import Info, Store, decode_info, encode_info
 from ganeti_plugin.errors import Error
 
-HEADER = struct.Struct("<8sIIQ16sQQIIII")
+HEADER = struct.Struct("<8sIIQ16sQIIIIII")
 NUMBERS = (0, 1, 2, 3, 4, 255, BLOCK - 1, BLOCK, LARGEST, LARGEST + 1, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)
 HUGE = (*NUMBERS, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 TIMES = 400
@@ -76,9 +77,9 @@ def make_up(one: VolumeMap, chance: random.Random) -> bytes:
     kind = chance.randrange(4)
     if kind == 0:
         field = chance.choice((1, 2, 3, 5, 6, 7, 8, 9))
-        fields[field] = chance.choice(HUGE) & ((1 << (64 if field in (3, 5, 6) else 32)) - 1)
+        fields[field] = chance.choice(HUGE) & ((1 << (64 if field in (3, 5) else 32)) - 1)
     elif kind == 1:
-        entries = one.entries[:]
+        entries = one.entries[:] or array("I", bytes(16))
         for _ in range(chance.randint(1, 8)):
             entries[chance.randrange(len(entries))] = chance.choice(NUMBERS) & 0xFFFFFFFF | chance.choice((0, CONTENT))
         return maps.encode(one._replace(entries=entries))
@@ -90,8 +91,8 @@ def make_up(one: VolumeMap, chance: random.Random) -> bytes:
         packed = BOMB
         fields[9] = len(packed)
         body = body[:table] + packed + one.digests
-    fields[10] = 0
-    fields[10] = zlib.crc32(body, zlib.crc32(HEADER.pack(*fields)))
+    fields[10:] = zlib.crc32(body), 0
+    fields[11] = zlib.crc32(HEADER.pack(*fields))
     return HEADER.pack(*fields) + body
 
 

@@ -32,7 +32,65 @@ def test_what_is_written_is_read_back() -> None:
 
 
 def test_a_map_of_1_tib_without_data_is_tiny() -> None:
-    assert len(maps.encode(maps.empty(1 << 40, OWNER))) < 50_000
+    assert len(maps.encode(maps.empty(1 << 40, OWNER))) < 100
+
+
+def any_map(chance: random.Random) -> maps.VolumeMap:
+    """What a life of snapshots, clones, growing and hashing makes of a map."""
+    found = maps.empty(chance.randint(1, 6 * BLOCK // SECTOR) * SECTOR, OWNER)
+    for _ in range(chance.randrange(8)):
+        kind = chance.randrange(4)
+        indexes = chance.sample(range(found.blocks), chance.randint(1, found.blocks))
+        if kind == 0:
+            owned = {index: chance.choice((1, FULL)) for index in indexes}
+            found = maps.freeze(found, {i: FULL if found.depth(i) == DEPTH else owned[i] for i in indexes})
+        elif kind == 1:
+            found = maps.grow(found, found.size + chance.randint(1, 3 * BLOCK // SECTOR) * SECTOR)
+        elif kind == 2:
+            found = maps.clone(maps.as_snapshot(found), found.size + chance.choice((0, BLOCK)), chance.randbytes(16))
+        else:
+            found = maps.with_content(found, {index: digest_of(chance.randrange(9)) for index in indexes})
+    return found
+
+
+@given(seed=st.integers(0, 1 << 32))
+def test_any_map_is_read_back_and_what_follows_its_entries_is_holes(seed: int) -> None:
+    found = any_map(random.Random(seed))
+    assert maps.decode(maps.encode(found), "x") == found
+    full = found._replace(entries=found.entries + array("I", bytes(16 * found.blocks - 4 * len(found.entries))))
+    assert [full.layers(index) for index in range(found.blocks)] == [found.layers(i) for i in range(found.blocks)]
+    for index in range(found.blocks):
+        assert found.depth(index) == full.depth(index) == len(found.layers(index))
+
+
+@given(seed=st.integers(0, 1 << 32), more=st.integers(0, 3 * BLOCK // SECTOR))
+def test_a_copy_with_a_new_head_is_what_encoding_it_makes(seed: int, more: int) -> None:
+    old = any_map(random.Random(seed))
+    for new in (
+        maps.clone(maps.as_snapshot(old), old.size + more * SECTOR, bytes(16)),
+        maps.grow(old, old.size + more * SECTOR),
+        maps.as_snapshot(old),
+    ):
+        data = maps.encode(new)
+        assert maps.copied(maps.encode(old), new, "x") == data
+        assert maps.new_header(maps.encode(old)[: maps.HEADER], new, "x") == data[: maps.HEADER]
+        assert maps.decode(data, "x").layers(0) == old.layers(0)
+        assert [new.layers(index) for index in range(old.blocks, new.blocks)] == [()] * (new.blocks - old.blocks)
+
+
+@given(seed=st.integers(0, 1 << 32))
+def test_a_damaged_map_is_not_copied(seed: int) -> None:
+    chance = random.Random(seed)
+    old = any_map(chance)
+    data = bytearray(maps.encode(old))
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    with pytest.raises(BrokenError):
+        maps.copied(bytes(data), old, "x")
+
+
+def test_a_copy_can_not_be_smaller() -> None:
+    with pytest.raises(BrokenError, match="4 blocks, more than"):
+        maps.copied(maps.encode(maps.freeze(maps.empty(4 * BLOCK, OWNER), {3: 1})), maps.empty(BLOCK, OWNER), "x")
 
 
 def test_entries_never_unpack_to_more_than_the_volume_has() -> None:

@@ -134,7 +134,7 @@ class ContentFile(_FileRange):
     def load_pages(self, index: int) -> int:
         return FULL
 
-    def present(self) -> dict[int, int | None]:
+    def present(self, *, alone: bool = False) -> dict[int, int | None]:
         return {}
 
     def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
@@ -217,7 +217,7 @@ class FileLayer(_FileRange):
             raise BrokenError(path=f"{self._base}.pages", reason=f"the checksum of block {index} is wrong")
         return from_record(bits)
 
-    def present(self) -> dict[int, int | None]:
+    def present(self, *, alone: bool = False) -> dict[int, int | None]:
         found: dict[int, int | None] = {}
         end = os.fstat(self._pages).st_size
         position = 0

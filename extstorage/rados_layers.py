@@ -10,8 +10,8 @@ from the attribute alone: it is not read, and holes are exact. The byte in the i
 write, so no object is ever out of the index's sight; bytes, not bits, because writers of neighbours need not agree.
 Who has written many blocks of a neighbourhood will write more: as many again are entered at once, so that filling it
 takes seven changes of the index, not 64, and no more than half of what is entered was in vain. A byte 1 may stand for
-that, or for a death before the object was made, so `present` looks, and makes it 2 or 0; it has little to look at,
-because each change of the index also says of the neighbours which ones are there.
+that, or for a death before the object was made, so `present` looks, and makes it 2 or 0 when it is asked by the one who
+has the volume; it has little to look at, because each change of the index also says which neighbours are there.
 """
 
 # ruff: noqa: ARG002 - `store.py` prescribes the arguments
@@ -113,11 +113,22 @@ class RadosLayer:
     def _zeros_of(self, index: int) -> int:
         zeros = self._zeros.get(index)
         if zeros is None:
-            self.load_pages(index)
-            zeros = self._zeros.get(index, 0)
+            with self._stripes[index % _STRIPES]:
+                return self._known_zeros(index)
         return zeros
 
+    def _known_zeros(self, index: int) -> int:
+        """The same; the block's stripe is locked."""
+        if index not in self._zeros:
+            self._load(index)
+        return self._zeros[index]
+
     def load_pages(self, index: int) -> int:
+        # Under the lock: an answer from before a change must not replace what was learnt by that change.
+        with self._stripes[index % _STRIPES]:
+            return self._load(index)
+
+    def _load(self, index: int) -> int:
         owned, zeros = read_pages(self._objects, self._key(index)) or (0, 0)
         self._know(index, owned, zeros)
         return owned
@@ -129,8 +140,12 @@ class RadosLayer:
             self._owned.pop(index, None)
         self._zeros[index] = zeros
 
-    def present(self) -> dict[int, int | None]:
-        """By the one who holds the volume: it settles which of the blocks that may be there are."""
+    def present(self, *, alone: bool = False) -> dict[int, int | None]:
+        """With `alone`, it settles which of the blocks that may be there are.
+
+        Others must not: the object of a block that they don't find may be on its way, and the block's writer, who has
+        entered it already, won't do so again.
+        """
         entries = self._objects.read(index_key(self._source), _MOST_BLOCKS)
         found: dict[int, int | None] = dict.fromkeys(i for i, entry in enumerate(entries) if entry == _SEEN[0])
         possible = [index for index, entry in enumerate(entries) if entry == _POSSIBLE[0]]
@@ -142,9 +157,10 @@ class RadosLayer:
             if pages is not None:
                 found[index] = pages[0]
             settled[index] = _NONE[0] if pages is None else _SEEN[0]
-        self._objects.apply(index_key(self._source), Change().write_full(bytes(settled)), force=True)
-        if self._indexed:
-            self._indexed = settled
+        if alone:
+            self._objects.apply(index_key(self._source), Change().write_full(bytes(settled)), force=True)
+            if self._indexed:
+                self._indexed = settled
         return found
 
     def _look(self, key: str) -> tuple[int, int] | None:
@@ -193,7 +209,7 @@ class RadosLayer:
                 return
         self._enter(index)
         with self._stripes[index % _STRIPES]:
-            zeros = self._zeros_of(index)
+            zeros = self._known_zeros(index)
             if zeros & wanted:
                 offset, data = _with_whole_pages(offset, data, zeros & wanted)
             self._change(index, Change().write(offset, data), pages, zeros & ~wanted)
@@ -202,13 +218,14 @@ class RadosLayer:
         """Whole pages, except at the end of the volume."""
         self._enter(index)
         with self._stripes[index % _STRIPES]:
-            zeros = self._zeros_of(index)
-            self._zeros[index] = zeros | mask_of(offset // PAGE, -(-(offset + length) // PAGE))
+            zeros = self._known_zeros(index)
             change = Change()
             if offset + length >= BLOCK:
                 change.touch().truncate(offset)
             else:
                 self._objects.zero(change.touch(), offset, length)
+            # Before it happens: a write of an owned page, which takes no lock, looks at this once it is done.
+            self._zeros[index] = zeros | mask_of(offset // PAGE, -(-(offset + length) // PAGE))
             self._change(index, change, pages, self._zeros[index])
 
     def _enter(self, index: int) -> None:
@@ -315,7 +332,7 @@ class ContentBlock:
     def load_pages(self, index: int) -> int:
         return FULL
 
-    def present(self) -> dict[int, int | None]:
+    def present(self, *, alone: bool = False) -> dict[int, int | None]:
         return {0: FULL}
 
     def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:

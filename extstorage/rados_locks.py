@@ -298,18 +298,19 @@ class Locks:
 
     def release(self, lock: HeldLock) -> None:
         """Never fails: what can't be released runs out."""
-        _OURS.discard(lock.id)
         with self._mutex:
             self._users.discard(lock.id)
-        if not self._forget(lock):
-            return
         try:
-            self.change(lock, lambda state: _remove(state, lock.id))
+            if self._forget(lock):
+                self.change(lock, lambda state: _remove(state, lock.id))
         except LostLockError:
             pass
         except Error as error:
             warning("%s is not released: %s", lock.key, error)
-        lock.lost = True
+        finally:
+            # Not before it is off the record, or another client of this process would take us for dead.
+            _OURS.discard(lock.id)
+            lock.lost = True
 
     def close(self) -> None:
         self._ended.set()

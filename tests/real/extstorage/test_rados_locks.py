@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,3 +186,23 @@ def test_readers_share_and_dead_readers_do_not_count(store: RadosStore, spec: Ra
     # A reader does no harm, so it is not shut out.
     assert dead.exists("vol")
     dead.close()
+
+
+def test_one_who_is_about_to_release_is_not_dead(
+    store: RadosStore, spec: RadosSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients of one process: the other one asks in the moment before the record changes."""
+    other = open_store(spec)
+    lock = store.lock_volume("vol")
+    real = store._locks._store
+
+    def store_later(*arguments: Any) -> int:
+        with pytest.raises(HeldError):
+            other.lock_volume("vol")
+        return real(*arguments)
+
+    monkeypatch.setattr(store._locks, "_store", store_later)
+    lock.release()
+    assert store.exists("vol")
+    other.lock_volume("vol").release()
+    other.close()

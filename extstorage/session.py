@@ -46,6 +46,10 @@ DRAIN_TIMEOUT = 60.0
 YIELD_TIMEOUT = 60.0
 YIELD_POLL = 0.02
 
+#: Seconds that a restarted server waits for a lock that it had. A command may have it for a moment (who has it? take a
+#: snapshot of a volume that nobody serves), and a server that gives up has nothing but errors for its guest.
+RESUME_TIMEOUT = 10.0
+
 
 class Mode(StrEnum):
     ATTACHED = "attached"
@@ -212,13 +216,20 @@ class Session:
         """What was acknowledged is durable afterwards. Without the lock, it was flushed when that was given up."""
         self._gate.enter()
         try:
+            if self._fenced:
+                raise FencedError(name=self._name)
             if self.holds_lock:
                 self._flush_held()
         finally:
             self._gate.leave()
 
     def _flush_held(self) -> None:
+        # Before: bitmaps are written whole, and ours would hide what a new writer has. After: what we say must be true.
+        self._check_lock()
         self._volume.flush()
+        self._check_lock()
+
+    def _check_lock(self) -> None:
         if self._lock_is_lost():
             self._fenced = True
             raise FencedError(name=self._name)
@@ -302,16 +313,19 @@ class Session:
         """Flush and release the lock. If the flush fails, the lock is kept."""
         if not self.holds_lock:
             return
-        self._settle()
         with contextlib.suppress(FencedError):
+            self._check_lock()
+            self._settle()
             self.flush()
         with self._gate.hold(self._name):
             if self._lock is None:
                 return
             with contextlib.suppress(FencedError):
                 self._flush_held()
-            self._volume = Volume(self._store, self._volume.map, cached=False)
-            self._seen = self._store.map_version(self._name)
+            # One that was taken over can't even ask the store, if that has shut it out; `open` begins anew.
+            if not self._fenced:
+                self._volume = Volume(self._store, self._volume.map, cached=False)
+                self._seen = self._store.map_version(self._name)
             if self._marks is not None:
                 run_pages.forget(self._marks)
             self._lock.release()
@@ -364,19 +378,43 @@ class Session:
             self._set_mode(Mode.CLOSED)
 
     def resume(self) -> None:
-        """Go on in the mode in which a predecessor died."""
+        """Go on in the mode in which a predecessor died, and with what it had acknowledged."""
         if self.mode is Mode.SNAPSHOT or self._run is None:
             return
-        with contextlib.suppress(OSError, ValueError):
-            mode = Mode((self._run / MODE_FILE).read_text().strip())
-            try:
-                if mode is Mode.EXCLUSIVE:
-                    self.open(True)
-                elif mode in (Mode.SHARED, Mode.CLOSED):
-                    self.mode = mode
-            except HeldError as error:
+        mode = self._left_mode()
+        left = self._marks is not None and run_pages.are_left(self._marks)
+        try:
+            if mode is Mode.EXCLUSIVE or (mode is Mode.ATTACHED and left):
+                self._reopen()
+                return
+            if mode in (Mode.SHARED, Mode.CLOSED):
+                self.mode = mode
+            if mode is Mode.SHARED and left:
+                # Whoever flushes next, or reads on the other side, must not miss them.
+                with self._control:
+                    self._obtain(self._store.patience)
+        except HeldError as error:
+            if mode is not Mode.SHARED:
                 self.mode = Mode.CLOSED
-                warning("%s", error)
+            warning("%s", error)
+
+    def _left_mode(self) -> Mode:
+        assert self._run is not None
+        try:
+            return Mode((self._run / MODE_FILE).read_text().strip())
+        except (FileNotFoundError, ValueError):
+            return Mode.ATTACHED
+
+    def _reopen(self) -> None:
+        deadline = time.monotonic() + RESUME_TIMEOUT
+        while True:
+            try:
+                self.open(True)
+                return
+            except HeldError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(YIELD_POLL)
 
     def _set_mode(self, mode: Mode) -> None:
         if self.mode is not mode:

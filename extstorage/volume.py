@@ -389,13 +389,14 @@ class Volume:
             if self._failure is not None:
                 # The kernel reports lost pages once; after that, only a new server may claim anything again.
                 raise self._failure
+            if not self._unsynced:
+                return
+            # First of all: if it can't be opened, everything stays to be done.
+            layer = self._writable_current()
             with self._state:
-                if not self._unsynced:
-                    return
                 self._unsynced = False
                 indexes, self._unsaved = self._unsaved, set()
                 pages = {index: self._owned[index] for index in indexes}
-            layer = self._writable_current()
             try:
                 layer.sync()
             except Exception as error:

@@ -23,12 +23,13 @@ from extstorage.errors import (
     SmallerThanOriginError,
     UnknownOriginError,
 )
-from extstorage.files_store import FilesStore, create_store, open_store
+from extstorage.files_store import FileLock, FilesStore, create_store, open_store
+from extstorage.maps import Source
 from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE
 from extstorage.run_pages import RunPages
 from extstorage.session import Mode, Session
-from extstorage.store import Info, Store
+from extstorage.store import Holder, Info, Layer, Store
 from ganeti_plugin.errors import StateError
 
 A = memoryview(b"a" * PAGE)
@@ -354,3 +355,126 @@ def test_a_failed_sync_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
             session.flush()
     with pytest.raises(OSError, match="bad disk"):
         session.flush()
+
+
+def test_a_flush_that_can_not_open_the_layer_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A successor has marks to bring into the store; its first flush fails before anything was written."""
+    run = tmp_path / "run"
+    run.mkdir()
+    store = MemoryStore()
+    catalog.create_volume(store, "vol", BLOCK)
+    dead = Session(store, "vol", run)
+    dead.open(True)
+    dead.write(A, 0)
+    store.drop_locks()
+    session = Session(store, "vol", run)
+    session.open(True)
+    layer = MemoryStore.layer
+
+    def fails(of: MemoryStore, source: Source, *, writable: bool = False) -> Layer:
+        if writable:
+            raise OSError(errno.EMFILE, "too many open files")
+        return layer(of, source)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryStore, "layer", fails)
+        with pytest.raises(OSError, match="too many"):
+            session.flush()
+    session.flush()
+    store.die(random.Random(1))
+    assert read(Session(store, "vol")) == bytes(A)
+
+
+def test_a_flush_after_a_restart_in_a_migration(store: Store, tmp_path: Path) -> None:
+    """The source's server dies after a write; its successor is asked for nothing but the last flush."""
+    run = tmp_path / "run"
+    run.mkdir()
+    dead = Session(store, "vol", run)
+    dead.open(True)
+    dead.open(False)
+    dead.write(A, 0)
+    assert dead._lock is not None
+    dead._lock.release()
+    source = Session(store, "vol", run)
+    source.resume()
+    source.flush()
+    source.close()
+    target = Session(store, "vol")
+    target.open(True)
+    assert read(target) == bytes(A)
+
+
+def test_a_restarted_server_sees_what_its_predecessor_acknowledged(store: Store, tmp_path: Path) -> None:
+    """Even if that died between its first write and the note of the mode that this brought."""
+    run = tmp_path / "run"
+    run.mkdir()
+    dead = Session(store, "vol", run)
+    dead.write(A, 0)
+    assert dead._lock is not None
+    dead._lock.release()
+    (run / "mode").unlink()
+    again = Session(store, "vol", run)
+    again.resume()
+    assert read(again) == bytes(A)
+
+
+def test_a_restarted_server_does_not_hide_that_it_lacks_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error on the way to the marks must not end in reading without them."""
+    run = tmp_path / "run"
+    run.mkdir()
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    dead = Session(store, "vol", run)
+    dead.open(True)
+    dead.write(A, 0)
+    assert dead._lock is not None
+    dead._lock.release()
+    again = Session(store, "vol", run)
+
+    def fails(_self: FileLock, _holder: Holder) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "record", fails)
+        with pytest.raises(OSError, match="no space"):
+            again.resume()
+
+
+def test_a_restarted_server_waits_for_one_who_has_the_lock_for_a_moment(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 'archipelago volume holder' and a snapshot of a volume without a server do."""
+    run = tmp_path / "run"
+    run.mkdir()
+    dead = Session(store, "vol", run)
+    dead.open(True)
+    assert dead._lock is not None
+    dead._lock.release()
+    other = store.lock_volume("vol")
+    monkeypatch.setattr(time, "sleep", lambda _seconds: other.release())
+    again = Session(store, "vol", run)
+    again.resume()
+    assert again.mode is Mode.EXCLUSIVE
+    assert again.holds_lock
+
+
+def test_who_was_taken_over_changes_no_marks_of_the_new_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush writes bitmaps, each whole: with those of the old writer, the new one's pages would be lost."""
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    old = Session(store, "vol")
+    old.open(True)
+    old.write(A, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", lambda *_: None)
+        new = Session(open_store(tmp_path / "store"), "vol")
+        new.open(True)
+    new.write(B, PAGE)
+    new.flush()
+    with pytest.raises(FencedError):
+        old.flush()
+    old.shutdown()
+    with pytest.raises(FencedError):
+        old.flush()
+    new.shutdown()
+    assert read(Session(open_store(tmp_path / "store"), "vol"), PAGE) == bytes(B)

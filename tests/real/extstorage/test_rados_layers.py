@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A layer in RADOS: blocks are in its index before they are made, which costs few operations; and what it believes of a
-block while others read, change or check it at the same time."""
+"""A layer in RADOS: blocks are in its index before they are made, which costs few operations.
+
+And what it believes of a block while others read, change or check it at the same time.
+"""
 
 from __future__ import annotations
 

@@ -418,7 +418,9 @@ def test_a_restarted_server_sees_what_its_predecessor_acknowledged(store: Store,
     assert read(again) == bytes(A)
 
 
-def test_a_restarted_server_does_not_hide_that_it_lacks_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restarted_server_does_not_hide_that_it_lacks_the_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An error on the way to the marks must not end in reading without them."""
     run = tmp_path / "run"
     run.mkdir()

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import secrets
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +22,8 @@ from ganeti_plugin.errors import Error, StateError
 from ganeti_plugin.files import LockedError, locked
 from ganeti_plugin.run import spawn
 from tests.demo.guests import QUESTIONS, Answers, Guest, Keys, look_up
-from tests.demo.place import ROOT, TESTBED, eventually, in_node, outside, show, testbed
 from tests.demo.steps import ProofFailedError, Report
+from tests.place import ROOT, TESTBED, done, eventually
 
 IMAGE = "debian-12"
 IMAGE_FILE = "/srv/cache/guest/debian-12.raw"
@@ -89,6 +90,19 @@ def how_to_look_around(keys: Keys) -> str:
     )
 
 
+def testbed(*arguments: str) -> None:
+    """Run a subcommand of the testbed with its progress on our terminal."""
+    show(TESTBED, *arguments)
+
+
+def show(*command: str | Path) -> None:
+    """Run a program whose output belongs on the user's terminal."""
+    words = [str(word) for word in command]
+    ended = subprocess.run(words, stdin=subprocess.DEVNULL, check=False, cwd=ROOT)
+    if ended.returncode:
+        raise StateError(message=f"'{' '.join(words)}' ended with {ended.returncode}, see above")
+
+
 def act(report: Report, keys: Keys) -> None:
     with report.step("build the Debian packages and a local repository"):
         show(ROOT / "run", "repo")
@@ -109,14 +123,14 @@ def act(report: Report, keys: Keys) -> None:
 def add_network() -> None:
     addresses = ("--network=198.51.100.0/24", f"--gateway={GATEWAY}")
     addresses6 = ("--network6=2001:db8:1::/64", "--gateway6=2001:db8:1::1")
-    in_node("gnt-network", "add", *addresses, *addresses6, "--add-reserved-ips", FORGED, "public")
-    in_node("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")
+    done("gnt-network", "add", *addresses, *addresses6, "--add-reserved-ips", FORGED, "public")
+    done("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")
 
 
 def add_instance(report: Report, name: str, origin: str, profile: str, keys: Keys) -> Guest:
     """One plain `gnt-instance add`, as an administrator types it."""
     with report.step(f"gnt-instance add {name}: clone, customize, start ({profile})") as words:
-        in_node(
+        done(
             *("gnt-instance", "add", "-n", "node1", "-t", "ext"),
             *("--disk", f"0:size={DISK},provider=archipelago,{origin}"),
             *("-o", "snf-image+default", "-O", f"img_id=null,img_format=diskdump,auth_keys={keys.public}"),
@@ -144,7 +158,8 @@ def prove_guests(report: Report, web1: Guest, web2: Guest, keys: Keys) -> None:
 
 
 def ping(address: str, seconds: float = BOOT) -> str:
-    eventually(f"answer from {address}", lambda: outside("ping", "-n", "-c", "1", "-W", "2", address), seconds=seconds)
+    once = ("ping", "-n", "-c", "1", "-W", "2", address)
+    eventually(f"answer from {address}", lambda: done(*once, place="outside"), seconds=seconds)
     return address
 
 
@@ -186,10 +201,10 @@ def grown(answers: list[Answers]) -> str:
 
 def firewall(open_guest: Guest, closed_guest: Guest) -> str:
     probe = "import socket,sys; socket.create_connection((sys.argv[1], 22), 5)"
-    outside("/usr/bin/python3", "-c", probe, open_guest.ip)
+    done("/usr/bin/python3", "-c", probe, open_guest.ip, place="outside")
     for address in (closed_guest.ip, closed_guest.ip6):
         try:
-            outside("/usr/bin/python3", "-c", probe, address)
+            done("/usr/bin/python3", "-c", probe, address, place="outside")
         except StateError:
             continue
         raise ProofFailedError(claim=f"{address} port 22 is closed", found="a connection was made")
@@ -205,7 +220,7 @@ def no_forgery(guest: Guest, tell: Callable[[Guest, str], str]) -> str:
         f"ip addr del {FORGED}/32 dev eth0; ip -6 addr del {FORGED6}/128 dev eth0; echo sent"
     )
     with tempfile.TemporaryFile() as output:
-        interface = json.loads(outside("ip", "-j", "-4", "route", "get", guest.ip))[0]["dev"]
+        interface = json.loads(done("ip", "-j", "-4", "route", "get", guest.ip, place="outside"))[0]["dev"]
         arguments = ["/usr/bin/python3", str(ROOT / "tests/demo/watch.py"), interface, str(WATCH)]
         addresses = [guest.ip, FORGED, FORGED6]
         watch = spawn([TESTBED, "exec", "outside", *arguments, *addresses], stdout=output.fileno())
@@ -229,7 +244,7 @@ def no_forgery(guest: Guest, tell: Callable[[Guest, str], str]) -> str:
 def snapshot(report: Report, web1: Guest, keys: Keys) -> None:
     with report.step("snapshot web1's disk while it runs"):
         keys.ssh(web1, f"echo kept > {MARKER}; sync")
-        in_node("archipelago", "snapshot", "create", web1.volume, "golden")
+        done("archipelago", "snapshot", "create", web1.volume, "golden")
     web3 = add_instance(report, "web3", "origin=golden", "limited", keys)
     report.prove("web3 answers ping over IPv4", lambda: ping(web3.ip))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ganeti_plugin.errors import StateError
 from ganeti_plugin.run import run
-from tests.demo.place import TESTBED, in_node, outside
+from tests.place import done
 
 PREFIX6 = "2001:db8:1::"
 
@@ -64,9 +64,9 @@ class Answers:
 
 def look_up(name: str) -> Guest:
     """Ask Ganeti for an instance's first NIC and disk."""
-    fields = in_node("gnt-instance", "list", "--no-headers", "--separator=|", "-o", "nic.ips,nic.macs", name)
+    fields = done("gnt-instance", "list", "--no-headers", "--separator=|", "-o", "nic.ips,nic.macs", name)
     ip, mac = fields.split("|")
-    volume = re.search(r"[0-9a-f-]{36}\.ext\.disk0", in_node("gnt-instance", "info", name))
+    volume = re.search(r"[0-9a-f-]{36}\.ext\.disk0", done("gnt-instance", "info", name))
     if volume is None:
         raise StateError(message=f"'gnt-instance info {name}' names no ext volume")
     return Guest(name=name, ip=ip, mac=mac, volume=volume.group())
@@ -88,7 +88,7 @@ class Keys:
 
     def ssh(self, guest: Guest, command: str) -> str:
         """Run a command in a guest, by its key alone, from outside."""
-        return outside(*self.ssh_command(guest.ip), command, timeout=90)
+        return done(*self.ssh_command(guest.ip), command, place="outside", timeout=90)
 
     def ssh_command(self, address: str) -> list[str]:
         return [
@@ -101,9 +101,4 @@ class Keys:
         """Run a command in a guest over its serial console, entered by the password."""
         socket = f"/var/run/ganeti/kvm-hypervisor/ctrl/{guest.name}.serial"
         arguments = ["/usr/bin/python3", "/src/tests/demo/console.py", socket, str(seconds), command]
-        done = run(
-            [TESTBED, "exec", "node1", *arguments],
-            stdin=f"{self.password}\n".encode(),
-            timeout=seconds + 30,
-        )
-        return done.stdout.decode("utf-8", "replace").strip()
+        return done(*arguments, stdin=f"{self.password}\n", timeout=seconds + 30)

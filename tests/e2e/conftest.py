@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, NODES, ROOT, TESTBED, done, host, is_fit, tried
+from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, NODES, is_fit
+from tests.place import ROOT, TESTBED, done, host, tried
 
 #: On each node: a directory that both have, and Ceph. A short lease, so that tests need not wait for it long.
 SETTINGS = """

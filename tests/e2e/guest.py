@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tests.e2e.blocks import SHELL_PORT, STOP, WRITER, WRITER_PORT, numbers
-from tests.e2e.place import ROOT, TESTBED, done, eventually, tried
+from tests.place import ROOT, TESTBED, done, eventually, tried
 
 BLOCKS = "/src/tests/e2e/blocks.py"
 MIB = 1 << 20

@@ -1,18 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""What end-to-end tests see of the testbed: commands in a node and outside, and what an action leaves behind."""
+"""What end-to-end tests share: names, and what an action leaves behind in a node."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-TESTBED = ROOT / "tests/testbed/testbed"
+from tests.place import TESTBED, done, host, tried
 
 NODES = ("node1", "node2")
 
@@ -24,49 +20,6 @@ NETWORK = (
     *("gnt-network", "add", "--network=198.51.100.0/24", "--gateway=198.51.100.1"),
     *("--network6=2001:db8:1::/64", "--gateway6=2001:db8:1::1", "public"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a command ended."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def said(self) -> str:
-        """All that the user saw, for assertions."""
-        return f"{self.stdout}\n{self.stderr}"
-
-
-def host(*command: str | Path, timeout: float = 600, env: dict[str, str] | None = None, stdin: str = "") -> Outcome:
-    """Run a program of the host; a failure is for the caller to judge."""
-    words = [str(word) for word in command]
-    done = subprocess.run(
-        words, input=stdin, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT, check=False
-    )
-    return Outcome(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
-
-
-def tried(*command: str, place: str = "node1", timeout: float = 600, stdin: str = "") -> Outcome:
-    """Run a program in a node or outside."""
-    return host(TESTBED, "exec", place, *command, timeout=timeout, stdin=stdin)
-
-
-def done(*command: str, place: str = "node1", timeout: float = 600) -> str:
-    """The same, for commands that must succeed; their stdout, stripped."""
-    outcome = tried(*command, place=place, timeout=timeout)
-    assert outcome.status == 0, f"{' '.join(command)} ended with {outcome.status}: {outcome.said}"
-    return outcome.stdout.strip()
-
-
-def eventually(what: str, check: Callable[[], bool], *, seconds: float) -> None:
-    """Wait until `check` holds."""
-    deadline = time.monotonic() + seconds
-    while not check():
-        assert time.monotonic() < deadline, f"no {what} within {seconds:g} s"
-        time.sleep(0.5)
 
 
 def is_fit() -> bool:

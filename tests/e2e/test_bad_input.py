@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.place import IMAGE, Traces, assert_nothing_left, done, sentence_about, tried
+from tests.e2e.place import IMAGE, Traces, assert_nothing_left, sentence_about
+from tests.place import done, tried
 
 pytestmark = pytest.mark.timeout(900)
 

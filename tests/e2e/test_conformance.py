@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.place import IMAGE, Traces, assert_nothing_left, done, eventually, tried
+from tests.e2e.place import IMAGE, Traces, assert_nothing_left
+from tests.place import done, eventually, tried
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ganeti_plugin.files import locked
-from tests.e2e.place import ROOT, Outcome, host
+from tests.place import ROOT, Outcome, host
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.guest import Guest, parameters
-from tests.e2e.place import IMAGE_FILE, done, tried
+from tests.e2e.place import IMAGE_FILE
+from tests.place import done, tried
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.place import ROOT, done, host
+from tests.place import ROOT, done, host
 
 pytestmark = pytest.mark.timeout(1800)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.place import done, eventually, tried
+from tests.place import done, eventually, tried
 
 pytestmark = pytest.mark.timeout(300)
 

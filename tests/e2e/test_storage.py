@@ -13,7 +13,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.guest import Guest, Load, parameters
-from tests.e2e.place import IMAGE, NODES, TESTBED, Outcome, done, eventually, host, tried
+from tests.e2e.place import IMAGE, NODES
+from tests.place import TESTBED, Outcome, done, eventually, host, tried
 
 pytestmark = pytest.mark.timeout(900)
 

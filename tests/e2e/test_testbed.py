@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ganeti_plugin.files import locked
-from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, ROOT, TESTBED, Outcome, done, eventually, host
+from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK
+from tests.place import ROOT, TESTBED, Outcome, done, eventually, host
 
 pytestmark = pytest.mark.timeout(1500)
 

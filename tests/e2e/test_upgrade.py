@@ -9,7 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.e2e.guest import Guest, Load, parameters
-from tests.e2e.place import IMAGE, ROOT, Traces, done, host, tried
+from tests.e2e.place import IMAGE, Traces
+from tests.place import ROOT, done, host, tried
 from tests.testbed.layout import CACHE
 
 pytestmark = pytest.mark.timeout(600)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A Ceph for the tests that want one: started at first use (5 s), ended with the run."""
+"""What tests of volumes begin with: one in use, and a Ceph, started at first use (5 s) and ended with the run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,22 @@ from extstorage import stores
 from extstorage.rados_store import RadosStore, create_store
 from extstorage.stores import RadosSpec
 from tests.real.extstorage.ceph import Ceph
+from tests.real.extstorage.provider import do, new_name, traces
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture
+def volume() -> Iterator[str]:
+    """64 MiB in the default store, attached and open for writing."""
+    name = new_name()
+    do("create", name, VOL_SIZE="64")
+    do("attach", name)
+    do("open", name, VOL_OPEN_EXCLUSIVE="True")
+    yield name
+    do("detach", name)
+    do("remove", name)
+    assert traces(name) == []
 
 
 @pytest.fixture(scope="session")

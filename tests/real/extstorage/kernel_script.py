@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 import uuid
@@ -26,6 +25,7 @@ from extstorage import apply, nbd_device
 from extstorage.devices import start_device, stop_device
 from extstorage.errors import NoDeviceError
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
+from tests.real.extstorage.fio import Load
 
 SCRIPTS = Path("/usr/share/ganeti/extstorage/archipelago")
 RUN = Path("/run/snf-archipelago")
@@ -114,34 +114,6 @@ def kill(unit: str) -> Callable[[], None]:
     assert process
     os.kill(process, signal.SIGKILL)
     return lambda: wait(lambda: process_of(unit) not in (0, process), f"new process of {unit}")
-
-
-class Load(threading.Thread):
-    """fio writes and reads with verification until it has done its work, whatever happens to the server."""
-
-    def __init__(self, device: str) -> None:
-        super().__init__()
-        words = {"name": "load", "filename": device, "ioengine": "libaio", "direct": "1", "iodepth": "8", "bs": "16k"}
-        words |= {"rw": "randwrite", "size": "8m", "verify": "crc32c", "verify_fatal": "1", "randseed": "7"}
-        words |= {"verify_backlog": "32", "rate_iops": "60", "time_based": "1", "runtime": "600"}
-        self.command = ["fio", "--output-format=json", *(f"--{key}={value}" for key, value in words.items())]
-        self.status = -1
-        self.said = ""
-        self.start()
-
-    def run(self) -> None:
-        with subprocess.Popen(self.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as self.fio:
-            self.said = self.fio.communicate(timeout=300)[0]
-        self.status = self.fio.returncode
-
-    def worst(self) -> float:
-        """End it, after what it has begun; the seconds that the slowest request took."""
-        self.fio.send_signal(signal.SIGINT)
-        self.join()
-        assert self.status in (0, 128), self.said[-2000:]
-        jobs = json.loads(self.said[self.said.index("{") : self.said.rindex("}") + 1])["jobs"]
-        assert all(job["error"] == 0 for job in jobs)
-        return float(max(job[kind]["clat_ns"]["max"] for job in jobs for kind in ("read", "write"))) / 1e9
 
 
 def check_many_attaches_at_once() -> str:

@@ -70,6 +70,36 @@ def qemu_io(volume: str, *commands: str, readonly: bool = False) -> str:
     return done.stdout
 
 
+class Client:
+    """A qemu-io in the midst of its work. It waits for a server that has died, as a guest's QEMU does."""
+
+    def __init__(self, volume: str, first: str) -> None:
+        """Returns when the first command was answered."""
+        place = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={RUN / volume / 'nbd.sock'}"
+        self._process = subprocess.Popen(
+            ["qemu-io", "--image-opts", f"{place},file.reconnect-delay=60"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.say(first)
+        assert self._process.stdout
+        answer = self._process.stdout.readline()
+        assert " bytes at offset " in answer, answer
+
+    def say(self, *commands: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write("".join(f"{one}\n" for one in commands))
+        self._process.stdin.flush()
+
+    def finish(self, *commands: str) -> None:
+        """All commands succeed, these last ones, too."""
+        output, _ = self._process.communicate("".join(f"{one}\n" for one in (*commands, "quit")), timeout=60)
+        assert self._process.returncode == 0, output
+        assert "failed" not in output.lower(), output
+
+
 def server_pid(volume: str) -> int:
     """The process that serves a volume, found by its arguments."""
     for entry in Path("/proc").iterdir():

@@ -11,7 +11,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import nbd
@@ -21,6 +20,7 @@ from tests.real.extstorage.provider import (
     COMMAND,
     RUN,
     STORE,
+    Client,
     command,
     do,
     eventually,
@@ -36,18 +36,6 @@ pytestmark = pytest.mark.timeout(180)
 
 PAGE = 4096
 SIZE = 64 << 20
-
-
-@pytest.fixture
-def volume() -> Iterator[str]:
-    name = new_name()
-    do("create", name, VOL_SIZE=str(SIZE >> 20))
-    do("attach", name)
-    do("open", name, VOL_OPEN_EXCLUSIVE="True")
-    yield name
-    do("detach", name)
-    do("remove", name)
-    assert traces(name) == []
 
 
 def connect(volume: str) -> nbd.NBD:
@@ -176,22 +164,9 @@ def test_qemu_reconnects_by_itself(volume: str) -> None:
     """The URI that attach prints: a client in the middle of its work does not notice the death of the server."""
     if not Path("/run/systemd/system").exists():
         pytest.fail("this test needs systemd as PID 1: run it in a node of the testbed")
-    options = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={RUN / volume / 'nbd.sock'}"
-    process = subprocess.Popen(
-        ["qemu-io", "--image-opts", f"{options},file.reconnect-delay=30"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdin
-    process.stdin.write("write -P 1 0 1M\n")
-    process.stdin.flush()
-    time.sleep(0.5)
+    client = Client(volume, "write -P 1 0 1M")
     kill_server(volume)
-    output, _ = process.communicate("write -P 2 1M 1M\nread -P 1 0 1M\nread -P 2 1M 1M\nflush\nquit\n", timeout=60)
-    assert process.returncode == 0, output
-    assert "failed" not in output.lower(), output
+    client.finish("write -P 2 1M 1M", "read -P 1 0 1M", "read -P 2 1M 1M", "flush")
 
 
 def test_a_second_server_is_refused(volume: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from extstorage import guests
-from tests.real.extstorage.provider import RUN, TREE, do, eventually, new_name
+from tests.real.extstorage.provider import RUN, TREE, do, eventually
 from tests.unit.ganeti_plugin.contract.test_hook import STOP
 
 pytestmark = pytest.mark.timeout(120)
@@ -22,17 +22,6 @@ INSTANCE = "grown.example.org"
 UUID = str(uuid.UUID(int=7))
 DRIVE = guests.qemu_id(UUID)
 MONITOR = guests.KVM / "ctrl" / f"{INSTANCE}.qmp"
-
-
-@pytest.fixture
-def volume() -> Iterator[str]:
-    name = new_name()
-    do("create", name, VOL_SIZE="64")
-    do("attach", name)
-    do("open", name, VOL_OPEN_EXCLUSIVE="True")
-    yield name
-    do("detach", name)
-    do("remove", name)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from tests.real.extstorage import kernel_machine
 pytestmark = pytest.mark.timeout(600)
 
 SCRIPT = Path(__file__).with_name("kernel_script.py").read_text(encoding="utf-8")
+#: What it imports, where it finds it beside itself.
+FILES = {"/root/tests/real/extstorage/fio.py": Path(__file__).with_name("fio.py").read_bytes()}
 CHECKS = re.findall(r"^def (check_[a-z_]+)\(", SCRIPT, re.MULTILINE)
 
 
@@ -26,7 +28,7 @@ def lines(request: pytest.FixtureRequest) -> list[str]:
     said = []
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        for line in kernel_machine.run(SCRIPT):
+        for line in kernel_machine.run(SCRIPT, files=FILES):
             said.append(line)
             if line.startswith(("ok ", "failed ", "kernel ", "done ")):
                 print(f"    machine: {line[:150]}", flush=True)

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from tests.real.extstorage.provider import RUN, command, do, new_name, qemu_io
 from tests.real.snf_image import helper_vm as vm
 from tests.real.snf_image import os_definition as scripts
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("helper_vm")]
 
 MIB = 1 << 20
 SECRET = "the-secret-of-this-machine"
@@ -27,20 +26,15 @@ GOLDEN = "test-golden"
 BASE = "test-publish-base"
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-        yield Path(name)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _image(folder: Path) -> Iterator[None]:
+def _image(module_folder: Path) -> Iterator[None]:
     files = {
         "etc/ssh/ssh_host_ed25519_key": (f"{SECRET}\n" * 1000, 0o600),
         "etc/shadow": (f"root:$6$x${SECRET}:19000:0:99999:7:::\n", 0o640),
         "etc/application.conf": ("kept\n", 0o644),
     }
-    disk = vm.make_disk(folder / "image", vm.make_tree(folder / "tree", files), size=64 * MIB, disk=64 * MIB)
+    tree = vm.make_tree(module_folder / "tree", files)
+    disk = vm.make_disk(module_folder / "image", tree, size=64 * MIB, disk=64 * MIB)
     done = command("image", "import", BASE, disk, "-p", "OSFAMILY=linux", "-p", "USERS=root", "-p", "ROOT_PARTITION=1")
     assert done.returncode == 0, done.stderr
     yield

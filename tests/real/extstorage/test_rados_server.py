@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,11 @@ from extstorage import gc, stores
 from extstorage.rados_store import RadosStore, open_store
 from extstorage.stores import RadosSpec
 from tests.real.extstorage.ceph import Ceph
-from tests.real.extstorage.provider import RUN, command, do, eventually, kill_server, new_name, qemu_io, server_pid
+from tests.real.extstorage.fio import Load
+from tests.real.extstorage.provider import Client, command, do, eventually, kill_server, new_name, qemu_io, server_pid
+
+#: Before the fixture `volume`, which makes one in the default store.
+pytestmark = pytest.mark.usefixtures("store")
 
 CONFIGURATION = Path("/etc/snf-ganeti/conf.d/test-rados.toml")
 
@@ -34,54 +37,15 @@ def store(ceph: Ceph, request: pytest.FixtureRequest) -> Iterator[RadosStore]:
     assert isinstance(parsed, RadosSpec)
     store = open_store(parsed)
     yield store
+    gc.collect(store)
+    assert set(store._objects.keys()) - USUAL == set()
     store.close()
     CONFIGURATION.unlink()
 
 
-@pytest.fixture
-def volume(store: RadosStore) -> Iterator[str]:
-    name = new_name()
-    do("create", name, VOL_SIZE="64")
-    do("attach", name)
-    do("open", name, VOL_OPEN_EXCLUSIVE="True")
-    yield name
-    do("detach", name)
-    do("remove", name)
-    assert not (RUN / name).exists()
-    gc.collect(store)
-    assert set(store._objects.keys()) - USUAL == set()
-
-
-class Client:
-    """A qemu-io that reconnects, as a guest's QEMU does."""
-
-    def __init__(self, volume: str) -> None:
-        place = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={RUN / volume / 'nbd.sock'}"
-        self._process = subprocess.Popen(
-            ["qemu-io", "--image-opts", f"{place},file.reconnect-delay=60"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self.say("write -P 9 60M 64k")
-        eventually(lambda: '"written_bytes": 65536' in command("server", "list", "--json").stdout)
-
-    def say(self, *commands: str) -> None:
-        assert self._process.stdin
-        for one in commands:
-            self._process.stdin.write(f"{one}\n")
-        self._process.stdin.flush()
-
-    def finish(self, *commands: str) -> None:
-        output, _ = self._process.communicate("".join(f"{one}\n" for one in (*commands, "quit")), timeout=60)
-        assert self._process.returncode == 0, output
-        assert "failed" not in output.lower(), output
-
-
 def test_a_killed_server_is_followed_by_another(volume: str) -> None:
     """What was acknowledged and not flushed is there: it was in the cluster before it was acknowledged."""
-    client = Client(volume)
+    client = Client(volume, "write -P 9 60M 64k")
     numbers = range(1, 4)
     for number in numbers:
         writes = [f"write -P {number} {number * 8 + part}M 1M" for part in range(8)]
@@ -93,9 +57,21 @@ def test_a_killed_server_is_followed_by_another(volume: str) -> None:
     qemu_io(volume, *(f"read -P {number} {number * 8}M 8M" for number in numbers))
 
 
+def test_what_fio_wrote_is_there_while_servers_die_and_are_restarted(volume: str) -> None:
+    """Over a block device. The same on files is in kernel_script.py."""
+    load = Load(do("attach", volume, EXTP_ACCESS="kernelspace").splitlines()[0], rate=400)
+    for _ in range(2):
+        time.sleep(0.5)
+        kill_server(volume)
+        eventually(lambda: server_pid(volume) != 0)
+        time.sleep(0.5)
+        done = command("server", "restart", "--all")
+        assert done.returncode == 0, done.stderr
+    load.worst()
+
+
 def test_a_cluster_that_stands_still_holds_its_clients_up_and_harms_nobody(ceph: Ceph, volume: str) -> None:
-    client = Client(volume)
-    client.say("write -P 1 0 1M")
+    client = Client(volume, "write -P 1 0 1M")
     ceph.suspend()
     try:
         client.say("write -P 2 1M 1M", "discard 4M 1M", "write -P 3 8M 4M")

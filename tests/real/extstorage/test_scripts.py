@@ -18,6 +18,7 @@ from tests.real.extstorage.provider import (
     RUN,
     SCRIPTS,
     STORE,
+    Client,
     command,
     do,
     eventually,
@@ -220,27 +221,13 @@ def test_a_guest_waits_for_its_store(stores: Path) -> None:
     do("open", name, VOL_OPEN_EXCLUSIVE="True")
     qemu_io(name, "write -P 6 0 1M")
     away = stores.with_name("second.away")
-    where = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={RUN / name / 'nbd.sock'}"
-    guest = subprocess.Popen(
-        ["qemu-io", "--image-opts", f"{where},file.reconnect-delay=30"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert guest.stdin is not None
-    assert guest.stdout is not None
-    guest.stdin.write("read -P 6 0 1M\n")
-    guest.stdin.flush()
-    assert "1048576/1048576" in guest.stdout.readline()
+    guest = Client(name, "read -P 6 0 1M")
     stores.rename(away)
     kill_server(name)
-    guest.stdin.write("read -P 6 0 1M\nwrite -P 7 0 1M\nread -P 7 0 1M\n")
-    guest.stdin.flush()
+    guest.say("read -P 6 0 1M", "write -P 7 0 1M", "read -P 7 0 1M")
     time.sleep(3)
     away.rename(stores)
-    output, _ = guest.communicate("quit\n", timeout=60)
-    assert output.count("1048576/1048576") == 3, output
-    assert "failed" not in output.lower(), output
+    guest.finish()
     do("detach", name)
     do("remove", name)
 

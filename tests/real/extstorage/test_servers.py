@@ -10,22 +10,21 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 
-import pytest
-
-from tests.real.extstorage.provider import COMMAND, RUN, STORE, command, do, eventually, new_name, qemu_io, server_pid
+from tests.real.extstorage.provider import (
+    COMMAND,
+    RUN,
+    STORE,
+    Client,
+    command,
+    do,
+    eventually,
+    new_name,
+    qemu_io,
+    server_pid,
+)
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def volume() -> Iterator[str]:
-    name = new_name()
-    do("create", name, VOL_SIZE="64")
-    do("attach", name)
-    yield name
-    do("remove", name)
 
 
 def said(*arguments: str) -> str:
@@ -39,7 +38,6 @@ def server(volume: str) -> dict[str, object]:
 
 
 def test_a_restarted_server_is_another_process_and_the_same_writer(volume: str) -> None:
-    do("open", volume, VOL_OPEN_EXCLUSIVE="True")
     qemu_io(volume, "write -P 1 0 1M")
     before = server(volume)
     assert (before["mode"], before["writer"], before["pid"]) == ("exclusive", True, server_pid(volume))
@@ -53,22 +51,9 @@ def test_a_restarted_server_is_another_process_and_the_same_writer(volume: str) 
 
 
 def test_a_client_in_the_middle_of_its_work_goes_on(volume: str) -> None:
-    options = f"driver=raw,file.driver=nbd,file.server.type=unix,file.server.path={RUN / volume / 'nbd.sock'}"
-    client = subprocess.Popen(
-        ["qemu-io", "--image-opts", f"{options},file.reconnect-delay=30"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert client.stdin
-    client.stdin.write("write -P 1 0 1M\n")
-    client.stdin.flush()
-    eventually(lambda: server(volume)["writer"] is True)
+    client = Client(volume, "write -P 1 0 1M")
     said("server", "restart", volume)
-    output, _ = client.communicate("write -P 2 1M 1M\nread -P 1 0 1M\nread -P 2 1M 1M\nflush\nquit\n", timeout=60)
-    assert client.returncode == 0, output
-    assert "failed" not in output.lower(), output
+    client.finish("write -P 2 1M 1M", "read -P 1 0 1M", "read -P 2 1M 1M", "flush")
 
 
 def test_a_block_device_goes_on(volume: str) -> None:
@@ -143,7 +128,6 @@ def test_nothing_is_left_after_a_collection(volume: str) -> None:
     do("remove", volume)
     said("gc")
     assert set((STORE / "data").iterdir()) <= before
-    do("create", volume, VOL_SIZE="64")
 
 
 def test_a_collection_that_is_killed_is_followed_by_another(volume: str) -> None:

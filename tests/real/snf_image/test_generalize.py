@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ import pytest
 from tests.real.snf_image import helper_vm as vm
 from tests.real.snf_image import os_definition as scripts
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("helper_vm")]
 
 MIB = 1 << 20
 SECRET = "the-secret-of-this-machine"
@@ -32,19 +30,6 @@ PRIVATE = {
 }
 KEPT = "etc/application.conf"
 SWAP_AT = 100 * MIB
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _helper() -> None:
-    verified = subprocess.run([scripts.TREE / "snf-image", "helper", "verify"], capture_output=True)
-    if verified.returncode:
-        subprocess.run([scripts.TREE / "snf-image", "helper", "build"], check=True)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-        yield Path(name)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,25 +13,19 @@ from tests.real.extstorage import provider
 from tests.real.snf_image import helper_vm as vm
 from tests.real.snf_image import os_definition as scripts
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("helper_vm")]
 
 MIB = 1 << 20
 IMAGE = "test-kept"
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
-        yield Path(name)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def _image(folder: Path) -> Iterator[None]:
+def image(module_folder: Path) -> Iterator[Path]:
     """An image that says whose password it is that a user sets."""
-    disk = vm.make_disk(folder / "image", vm.make_tree(folder / "tree"), size=64 * MIB, disk=64 * MIB)
+    disk = vm.make_disk(module_folder / "image", vm.make_tree(module_folder / "tree"), size=64 * MIB, disk=64 * MIB)
     done = provider.command("image", "import", IMAGE, disk, "-p", "osfamily=linux", "-p", "USERS=user")
     assert done.returncode == 0, done.stderr
-    yield
+    yield disk
     provider.command("image", "remove", IMAGE)
 
 
@@ -79,15 +72,15 @@ def test_given_properties_replace_them(volume: str, folder: Path) -> None:
     assert user == "*"
 
 
-def test_hostile_properties_are_refused(folder: Path) -> None:
+def test_hostile_properties_are_refused(image: Path) -> None:
     """Data, not code, and not believed: the creation fails before a byte of the disk is changed."""
-    image, volume = f"{IMAGE}-hostile", provider.new_name()
-    assert provider.command("image", "import", image, folder / "image", "-p", "USERS=$(reboot)").returncode == 0
-    provider.do("create", volume, VOL_SIZE="64", EXTP_ORIGIN=image)
+    name, volume = f"{IMAGE}-hostile", provider.new_name()
+    assert provider.command("image", "import", name, image, "-p", "USERS=$(reboot)").returncode == 0
+    provider.do("create", volume, VOL_SIZE="64", EXTP_ORIGIN=name)
     _, _, uri = provider.do("attach", volume).partition("\nkvm:")
     try:
         assert "USERS holds something that is no account's name" in scripts.refused(uri=uri)
     finally:
         provider.do("detach", volume)
         provider.do("remove", volume)
-        provider.command("image", "remove", image)
+        provider.command("image", "remove", name)

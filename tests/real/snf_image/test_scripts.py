@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,34 +19,18 @@ from snf_image.sandbox import Limits, Sandbox
 from tests.real.snf_image import helper_vm as vm
 from tests.real.snf_image import os_definition as scripts
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("helper_vm")]
 
 MIB = 1 << 20
 SIZE = 256 * MIB
 PREFIX = "test-scripts-"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _helper() -> None:
-    """The helper that the scripts use: the installed one, or one built now."""
-    verified = subprocess.run([scripts.TREE / "snf-image", "helper", "verify"], capture_output=True)
-    if verified.returncode:
-        subprocess.run([scripts.TREE / "snf-image", "helper", "build"], check=True)
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """Not under /tmp, which may be memory, and too small for disks."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        yield Path(folder)
-
-
 @pytest.fixture(scope="module")
-def image() -> Iterator[Path]:
+def image(module_folder: Path) -> Path:
     """A raw image of a Debian-like system, 128 MiB."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        tree = vm.make_tree(Path(folder, "tree"))
-        yield vm.make_disk(Path(folder, "image"), tree, size=128 * MIB, disk=128 * MIB)
+    tree = vm.make_tree(module_folder / "tree")
+    return vm.make_disk(module_folder / "image", tree, size=128 * MIB, disk=128 * MIB)
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +52,9 @@ def _nothing_is_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def disk(tmp_path: Path) -> Path:
+def disk(folder: Path) -> Path:
     """A disk full of an earlier tenant's data."""
-    path = tmp_path / "disk"
+    path = folder / "disk"
     with path.open("wb") as stream:
         for _ in range(SIZE // MIB):
             stream.write(b"\xa5" * MIB)
@@ -91,9 +74,9 @@ def device(disk: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def server(disk: Path, tmp_path: Path) -> Iterator[str]:
+def server(disk: Path, folder: Path) -> Iterator[str]:
     """An NBD server of the disk, as the data plane is one; its URI as Ganeti hands it over."""
-    socket, pid = tmp_path / "nbd.sock", tmp_path / "pid"
+    socket, pid = folder / "nbd.sock", folder / "pid"
     process = subprocess.Popen(["nbdkit", "--foreground", "-U", socket, "-P", pid, "file", disk])
     deadline = time.monotonic() + 10
     while not pid.exists() and time.monotonic() < deadline:
@@ -141,8 +124,8 @@ class TestDeploy:
         assert disk.stat().st_size == SIZE
 
 
-def test_null_customizes_what_is_there(image: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
+def test_null_customizes_what_is_there(image: Path, folder: Path) -> None:
+    disk = folder / "disk"
     shutil.copyfile(image, disk)
     os.truncate(disk, SIZE)
     log = scripts.create(disk, OSP_IMG_PASSWD="geheim", OSP_IMG_PROPERTIES='{"OSFAMILY": "linux"}')
@@ -153,12 +136,12 @@ def test_null_customizes_what_is_there(image: Path, tmp_path: Path) -> None:
         assert f'"subtype": "{subtype}"' in log
 
 
-def test_progress_monitor_gets_the_lines(image: Path, tmp_path: Path) -> None:
+def test_progress_monitor_gets_the_lines(image: Path, folder: Path) -> None:
     """And one that dies at once does no harm."""
-    disk, folder = tmp_path / "disk", Path("/etc/snf-ganeti/conf.d")
+    disk, settings = folder / "disk", Path("/etc/snf-ganeti/conf.d")
     shutil.copyfile(image, disk)
-    monitor, setting = tmp_path / "monitor", folder / "zz-test-monitor.toml"
-    folder.mkdir(parents=True, exist_ok=True)
+    monitor, setting = folder / "monitor", settings / "zz-test-monitor.toml"
+    settings.mkdir(parents=True, exist_ok=True)
     try:
         for body, expected in (('cat > "$0.out"; echo "$1" > "$0.name"', True), ("exit 1", False)):
             monitor.write_text(f"#!/bin/sh\n{body}\n")
@@ -191,12 +174,12 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("name", list(BAD_INPUT))
 def test_bad_input_is_one_sentence_and_nothing_else(disk: Path, names: dict[str, str], name: str) -> None:
-    folder = scripts.IMAGES
-    shutil.copyfile(folder / names["qcow2"], folder / f"{PREFIX}wrong.raw")
-    shutil.copyfile(folder / names["raw"], folder / f"{PREFIX}wrong.qcow2")
-    with (folder / f"{PREFIX}large.raw").open("wb") as stream:
+    images = scripts.IMAGES
+    shutil.copyfile(images / names["qcow2"], images / f"{PREFIX}wrong.raw")
+    shutil.copyfile(images / names["raw"], images / f"{PREFIX}wrong.qcow2")
+    with (images / f"{PREFIX}large.raw").open("wb") as stream:
         stream.truncate(SIZE + 512)
-    link = folder / f"{PREFIX}link.raw"
+    link = images / f"{PREFIX}link.raw"
     link.unlink(missing_ok=True)
     link.symlink_to("/etc/shadow")
     variables, reason = BAD_INPUT[name]
@@ -224,7 +207,7 @@ def test_rename_touches_nothing(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "nbd"])
-def test_export_and_import(disk: Path, server: str, tmp_path: Path, image: Path, kind: str) -> None:
+def test_export_and_import(disk: Path, server: str, folder: Path, image: Path, kind: str) -> None:
     """Bytes stay bytes, though the guest has written a qcow2 header with a backing file on its disk (H16, H17)."""
     with disk.open("r+b") as stream:
         stream.write(b"QFI\xfb\0\0\0\x03" + (4096).to_bytes(8, "big") + (11).to_bytes(4, "big"))
@@ -233,7 +216,7 @@ def test_export_and_import(disk: Path, server: str, tmp_path: Path, image: Path,
     place = {"EXPORT_DISK_URI": server} if kind == "nbd" else {"EXPORT_DEVICE": str(disk)}
     reading, writing = os.pipe()
     given = scripts.environment(disk, EXPORT_INDEX="0", EXP_SIZE_FD=str(writing), **place)
-    stream_file = tmp_path / "stream"
+    stream_file = folder / "stream"
     with stream_file.open("wb") as output:
         subprocess.run([scripts.SCRIPTS / "export"], env=given, stdout=output, pass_fds=[writing], check=True)
     os.close(writing)
@@ -289,9 +272,9 @@ def test_death_of_the_parent_leaves_no_orphan(disk: Path, names: dict[str, str],
     check_customized(disk)
 
 
-def test_nothing_secret_on_a_command_line(image: Path, tmp_path: Path) -> None:
+def test_nothing_secret_on_a_command_line(image: Path, folder: Path) -> None:
     """V09: neither the password nor its hash, on any command line of the node, at any moment of a run."""
-    disk = tmp_path / "disk"
+    disk = folder / "disk"
     shutil.copyfile(image, disk)
     process = scripts.start("create", scripts.environment(disk, OSP_IMG_PASSWD="correct-horse"))
     seen: set[str] = set()

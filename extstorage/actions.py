@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from extstorage import answer
 from ganeti_plugin.contract.extstorage import Action, ExtStorageCall
+
+if TYPE_CHECKING:
+    from extstorage.plan import AttachPlan
 
 
 def main() -> int:
@@ -33,9 +37,26 @@ def _attach(call: ExtStorageCall) -> str:
     device = answer.device_of(f"{answer.DEVICES}/{wanted.volume}", directory) if shown else ""
     if answer.is_serving(directory) and not answer.is_faulty(directory) and (device or not shown):
         return answer.text(device, f"{directory}/nbd.sock" if wanted.uri else "")
-    from extstorage import apply
+    return _attach_somehow(wanted, f"{directory}/nbd.sock")
 
-    return apply.attach(apply.site(), wanted)
+
+def _attach_somehow(wanted: AttachPlan, socket: str) -> str:
+    """Ganeti takes a failing attach for a volume that is gone, and removes its disk but never the volume.
+
+    So whatever is wrong with this node is left to `open` to say: only a volume that is in no store is not attached.
+    """
+    from extstorage import apply
+    from extstorage.errors import NoSuchVolumeError
+    from ganeti_plugin.errors import Error
+    from ganeti_plugin.log import warning
+
+    try:
+        return apply.attach(apply.site(), wanted)
+    except NoSuchVolumeError:
+        raise
+    except (Error, OSError) as error:
+        warning("%s; the volume can only be detached and removed", error)
+        return answer.text("", socket)
 
 
 def _act(call: ExtStorageCall) -> None:
@@ -55,6 +76,7 @@ def _act(call: ExtStorageCall) -> None:
     elif action is Action.SNAPSHOT:
         apply.snapshot(site, plan.plan_snapshot(call))
     elif action is Action.OPEN:
+        apply.check_device(site, plan.plan_attach(call))
         apply.open_volume(site, call.volume, bool(call.exclusive), store)
     elif action is Action.CLOSE:
         apply.close_volume(site, call.volume)

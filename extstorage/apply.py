@@ -13,6 +13,8 @@ from extstorage.errors import (
     BadSizeError,
     BrokenError,
     HeldError,
+    NoDeviceError,
+    NoSuchStoreError,
     NoSuchVolumeError,
     UnknownOriginError,
     UnreachableStoreError,
@@ -56,7 +58,8 @@ def find(site: Site, volume: str, wanted: str = "") -> str:
     """The name of the store that has a volume, snapshot or image; "" when none has it.
 
     First the one that serves it, then the wanted one, the default, and all others, for the disk parameter may have been
-    changed since. Raises UnreachableStoreError when it may be in a store that can't be asked.
+    changed since. Raises UnreachableStoreError when it may be in a store that can't be asked, and NoSuchStoreError when
+    it may be in one that this node does not know (any more).
     """
     faults: list[UnreachableStoreError] = []
     for name in _candidates(site, volume, wanted):
@@ -72,12 +75,17 @@ def find(site: Site, volume: str, wanted: str = "") -> str:
             return name
     if faults:
         raise faults[0]
+    for name in filter(None, _likely(site, volume, wanted)):
+        stores.spec_of(site.stores, name)
     return ""
 
 
+def _likely(site: Site, volume: str, wanted: str) -> tuple[str, ...]:
+    return servers.recorded_store(site, volume), wanted, site.default_store
+
+
 def _candidates(site: Site, volume: str, wanted: str) -> list[str]:
-    names = dict.fromkeys((servers.recorded_store(site, volume), wanted, site.default_store, *site.stores))
-    return [name for name in names if name in site.stores]
+    return [name for name in dict.fromkeys((*_likely(site, volume, wanted), *site.stores)) if name in site.stores]
 
 
 @contextlib.contextmanager
@@ -182,7 +190,7 @@ def attach(site: Site, plan: AttachPlan) -> str:
         fault = ""
         try:
             name = find(site, plan.volume, plan.store)
-        except UnreachableStoreError as error:
+        except (UnreachableStoreError, NoSuchStoreError) as error:
             name, fault = str(error.name), str(error)
         if not name:
             raise _no_such_volume(site, plan.volume)
@@ -289,6 +297,12 @@ def _offline(site: Site, name: str, store_name: str) -> Iterator[Session]:
             yield session
         finally:
             session.shutdown()
+
+
+def check_device(site: Site, plan: AttachPlan) -> None:
+    """Raises NoDeviceError when attach had to do without the block device that the disk needs."""
+    if plan.device is not Device.NONE and not devices.device_of(site, plan.volume):
+        raise NoDeviceError(name=plan.volume, reason="the system log says why attach could not")
 
 
 def open_volume(site: Site, name: str, exclusive: bool, store_name: str = "") -> None:

@@ -88,12 +88,12 @@ def stop_device(site: Site, name: str) -> None:
     """Take the block device away; nothing happens if there is none."""
     if not site.device_directory(name).is_dir():
         return
+    loop_device.take_down(site, name)
     if site.uses_units:
-        # Before its watcher: what is to be flushed may need a new connection.
+        # Before what keeps them alive: what is to be flushed may need a new connection, and the end of a unit cuts off
+        # even a device that is in use.
         nbd_device.take_down(site, name)
         units = [loop_unit_of(name), nbd_unit_of(name)]
         run(["systemctl", "stop", *units], timeout=STOP_TIMEOUT)
         run(["systemctl", "reset-failed", *units], allowed=(0, 1))
-    else:
-        loop_device.take_down(site, name)
     shutil.rmtree(site.device_directory(name), ignore_errors=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from extstorage import apply, devices, loop_device
+from extstorage.errors import NoDeviceError
 from tests.real.extstorage.provider import (
     DEVICES,
     RUN,
@@ -269,6 +271,22 @@ def test_block_device(volume: str) -> None:
     assert again != "/dev/loop0"
     do("detach", volume)
     assert not (DEVICES / volume).exists()
+
+
+def test_a_block_device_that_is_in_use_is_not_cut_off(volume: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = do("attach", volume, EXTP_ACCESS="kernelspace")
+    do("open", volume, VOL_OPEN_EXCLUSIVE="True")
+    monkeypatch.setattr(loop_device, "IN_USE_TIMEOUT", 0.5)  # a detach waits for 20 s
+    with open(device, "r+b", buffering=0) as user:
+        user.write(b"y" * 4096)
+        with pytest.raises(NoDeviceError, match="still in use"):
+            devices.stop_device(apply.site(), volume)
+        user.seek(1 << 20)
+        user.write(b"z" * 4096)
+        os.fsync(user.fileno())
+    do("detach", volume)
+    do("attach", volume)
+    qemu_io(volume, "read -P 0x79 0 4k", "read -P 0x7a 1M 4k")
 
 
 def test_a_killed_server_comes_back_with_everything(volume: str) -> None:

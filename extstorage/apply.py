@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -257,11 +256,9 @@ def snapshot(site: Site, plan: SnapshotPlan, facts: Info | None = None) -> None:
     """
     if plan.replace:
         _remove_old_snapshot(site, plan)
-    if facts is None:
-        kept = properties(site, plan.volume, plan.store)
-        facts = Info(created=time.time(), origin=plan.volume, properties=kept)
     if servers.is_running(site, plan.volume):
-        control.call(site.directory(plan.volume), plan.volume, "snapshot", name=plan.name, facts=facts._asdict())
+        kept = facts._asdict() if facts else None
+        control.call(site.directory(plan.volume), plan.volume, "snapshot", name=plan.name, facts=kept)
         return
     with _offline(site, plan.volume, plan.store) as session:
         session.snapshot(plan.name, facts)

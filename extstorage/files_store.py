@@ -163,9 +163,7 @@ class FileLayer(_FileRange):
         # The data file is what makes a layer be there: whoever sees it finds the bitmaps.
         self._pages = os.open(f"{base}.pages", flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         super().__init__(f"{base}.data", flags)
-        if make:
-            fsync_directory(base.parent)
-            fsync_directory(base.parent.parent)
+        self._is_new = make
 
     def __del__(self) -> None:
         super().__del__()
@@ -205,6 +203,11 @@ class FileLayer(_FileRange):
 
     def sync(self) -> None:
         os.fdatasync(self._data)
+        if self._is_new:
+            # Not when the layer is made: a guest's first write after a snapshot waits for that.
+            fsync_directory(self._base.parent)
+            fsync_directory(self._base.parent.parent)
+            self._is_new = False
 
     def load_pages(self, index: int) -> int:
         return self._pages_of(os.pread(self._pages, _RECORD_END, index * _STRIDE), index)

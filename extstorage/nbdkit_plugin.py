@@ -178,8 +178,8 @@ class Server:
             self.session.grow(int(str(request["size"])))
         elif command == "snapshot":
             facts = request["facts"]
-            assert isinstance(facts, dict)
-            self.session.snapshot(str(request["name"]), Info(**facts))
+            assert facts is None or isinstance(facts, dict)
+            self.session.snapshot(str(request["name"]), None if facts is None else Info(**facts))
         else:
             raise InputError(message=f"there is no command {command!r}")
         return self.status()

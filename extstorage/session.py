@@ -50,6 +50,10 @@ YIELD_POLL = 0.02
 #: snapshot of a volume that nobody serves), and a server that gives up has nothing but errors for its guest.
 RESUME_TIMEOUT = 10.0
 
+#: Before a snapshot holds requests, it flushes until a flush is as short as this, in seconds; at most so often.
+SHORT_FLUSH = 0.02
+FLUSHES = 4
+
 
 class Mode(StrEnum):
     ATTACHED = "attached"
@@ -450,25 +454,42 @@ class Session:
                 if not had and self.mode in (Mode.ATTACHED, Mode.CLOSED):
                     self._give_up()
 
-    def snapshot(self, name: str, facts: Info) -> None:
+    def snapshot(self, name: str, facts: Info | None = None) -> None:
         """Freeze the volume as it is between two requests, under a new name.
+
+        Without `facts`, the volume's properties are kept beside it.
 
         The volume's own map comes first: a death before the second write leaves a layer more and nothing else.
         """
         check_name(name, "the snapshot name")
         with self._exclusively():
+            if facts is None:
+                properties = self._store.read_info(self._name).properties
+                facts = Info(created=time.time(), origin=self._name, properties=properties)
             self.flush()
             self._volume.learn_deep()
             with self._store.locked():
                 if self._store.exists(name):
                     raise AlreadyThereError(name=name, store=self._store.title, what="volume, snapshot or image")
+                self._flush_soon_done()
+                # Kept until requests go on: letting go of a large volume's marks takes as long as freezing them.
+                frozen = self._volume
                 with self._gate.hold(self._name):
                     self._flush_held()
-                    owned = self._volume.owned()
+                    owned = frozen.owned()
                     if owned:
-                        self._replace_map(maps.freeze(self._volume.map, owned))
+                        self._replace_map(maps.freeze(frozen.map, owned))
+                del frozen, owned
                 self._store.create_copy(name, self._name, maps.as_snapshot(self._volume.map), facts)
         info("%s: snapshot %s taken", self._name, name)
+
+    def _flush_soon_done(self) -> None:
+        """Flush what was written during a flush, until that is little: requests wait for the last flush."""
+        for _ in range(FLUSHES):
+            started = time.monotonic()
+            self.flush()
+            if time.monotonic() - started < SHORT_FLUSH:
+                return
 
     def _replace_map(self, new: VolumeMap) -> None:
         """Go on with another map. If that fails, nothing is read or written before it is known which one counts.

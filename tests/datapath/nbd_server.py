@@ -134,8 +134,8 @@ class NbdSession(Session):
     def poll(self) -> None:
         """The server does it."""
 
-    def snapshot(self, name: str, facts: Info) -> None:
-        self.call("snapshot", name=name, facts=facts._asdict())
+    def snapshot(self, name: str, facts: Info | None = None) -> None:
+        self.call("snapshot", name=name, facts=facts._asdict() if facts else None)
 
     def grow(self, size: int) -> None:
         self.call("grow", size=size)

@@ -8,6 +8,7 @@ read; snapshots are complete. And so that we know that this would notice, a stor
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -251,6 +252,11 @@ def forget_names(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "fsync_directory", lambda path: None)
 
 
+def forget_layers(patch: pytest.MonkeyPatch) -> None:
+    """The bytes of a new layer are on the disk, and its name is not."""
+    patch.setattr(FileLayer, "sync", lambda layer: os.fdatasync(layer._data))
+
+
 def marks_first(patch: pytest.MonkeyPatch) -> None:
     """Pages are called owned on the disk before their data is there."""
     sync, save = FileLayer.sync, FileLayer.save_pages
@@ -272,7 +278,7 @@ def maps_in_the_cache(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(files_store, "write_atomically", careless)
 
 
-@pytest.mark.parametrize("careless", [forget_data, forget_names, marks_first, maps_in_the_cache])
+@pytest.mark.parametrize("careless", [forget_data, forget_names, forget_layers, marks_first, maps_in_the_cache])
 def test_a_careless_store_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, careless: Callable[[pytest.MonkeyPatch], None]
 ) -> None:

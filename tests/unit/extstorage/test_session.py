@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from extstorage import catalog
+from extstorage import session as session_module
 from extstorage.errors import (
     AlreadyThereError,
     FencedError,
@@ -254,6 +255,60 @@ def test_a_change_of_the_map_that_half_succeeds(
     session.shutdown()
     again = Session(open_store(tmp_path / "store"), "vol")
     assert [read(again, index * BLOCK) for index in range(3)] == [bytes(A), bytes(B), bytes(A)]
+
+
+class Disk:
+    """A layer whose flush takes as long as it has pages to write, and a guest that goes on writing meanwhile."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, goes_on: int) -> None:
+        self.now = 0.0
+        self.held: list[int] = []
+        self._goes_on = goes_on
+        self._written = 0
+        monkeypatch.setattr(session_module, "time", self)
+        monkeypatch.setattr(MemoryLayer, "sync", lambda _: self._sync())
+        store = MemoryStore()
+        catalog.create_volume(store, "vol", 3 * BLOCK)
+        self.session = Session(store, "vol")
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def write(self, pages: int) -> None:
+        for page in range(pages):
+            self.session.write(A, page * PAGE)
+        self._written += pages
+
+    def _sync(self) -> None:
+        pages, self._written = self._written, 0
+        self.now += pages * 0.01
+        if self.session._gate._held:
+            self.held.append(pages)
+        else:
+            self.write(pages // self._goes_on)
+
+
+def test_requests_wait_for_a_short_flush_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, goes_on=4)
+    disk.write(512)
+    disk.session.snapshot("snap", Info(created=0.0))
+    assert sum(disk.held) * 0.01 <= session_module.SHORT_FLUSH
+
+
+def test_a_guest_that_writes_as_fast_as_the_disk_does_not_keep_off_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch, goes_on=1)
+    disk.write(512)
+    disk.session.snapshot("snap", Info(created=0.0))
+    assert disk.held == [512]
+
+
+def test_a_snapshot_keeps_the_properties_of_its_volume(store: Store) -> None:
+    store.write_info("vol", Info(created=1.0, properties={"OSFAMILY": "linux"}))
+    before = time.time()
+    Session(store, "vol").snapshot("snap")
+    found = store.read_info("snap")
+    assert (found.origin, found.properties) == ("vol", {"OSFAMILY": "linux"})
+    assert before <= found.created <= time.time()
 
 
 def test_origins_are_judged(store: Store) -> None:

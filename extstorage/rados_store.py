@@ -6,8 +6,10 @@ All objects are in one namespace of one replicated pool. What an object is, its 
     store                       {"kind", "version", "uuid"}: without it, or with another version, nothing is touched
     store.lock                  the lock of the whole store; beside it, the rename that is under way
     names                       table: the names there may be; a name is entered before its head is made
-    head.NAME                   the map, or where it is; its attribute `info` has the facts; all change at once
-    body.GENERATION.PART        a map above 4 MiB; the head names the generation, so it changes at once all the same
+    head.NAME                   the map, or its header and where its body is; its attribute `info` has the facts; all
+                                change at once
+    body.GENERATION.PART        the body of a large map; it never changes, for another map is another generation
+    bodies                      table: the generations that several heads may name, entered before a second one does
     only.WORK                   a lock for work of which there is one at a time
     lock.NAME, wanted.NAME      the lock (rados_locks.py); the other side of a migration asks for it
     layers, index.*, data.*     the pages (rados_layers.py)
@@ -15,22 +17,25 @@ All objects are in one namespace of one replicated pool. What an object is, its 
     contents.XX                 tables: the digests whose first byte is XX, modulo 64; entered before the block is made
 
 So everything is found by its name or in a table, and nothing needs a walk over the pool. What a death may leave are
-entries in tables without an object, and parts of a map that no head names, but the entry in `names` does.
+entries in tables without an object, and bodies that no head names, but a table does: the entry in `names` says which
+bodies were made for that name, and those in `bodies` are looked for in all heads when the store is tidied.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import secrets
 import threading
 import uuid
+import zlib
 from collections.abc import Callable, Container, Iterator, Mapping
-from typing import Any
+from typing import NamedTuple
 
 from extstorage import maps
 from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, BusyError, HeldError, NoSuchVolumeError
-from extstorage.maps import Source, VolumeMap
+from extstorage.maps import HEADER, MAGIC, Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
 from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError
 from extstorage.rados_layers import (
@@ -59,18 +64,40 @@ LOCK_TIMEOUT = 60.0
 _HEADER = "store"
 _STORE_LOCK = "store.lock"
 _NAMES = "names"
+_BODIES = "bodies"
 _INFO = "info"
 _INTENT = "rename"
 
-#: What one object holds of a map. Larger objects would be slow to recover in the cluster.
+#: A map of more bytes has its body elsewhere, where clones and snapshots share it.
+INLINE = 64 << 10
+
+#: What one object holds of a body. Larger objects would be slow to recover in the cluster.
 PART = BLOCK
 _MOST_PARTS = 1024
-_ELSEWHERE = b"SNFBODY\n"
+_ELSEWHERE = re.compile(rb"SNFBODY\n([0-9a-f]{16} [0-9]{1,4}) ([0-9a-f]{8})\n")
+_NOTE = re.compile(rb"([0-9a-f]{16}) ([0-9]{1,4})")
 _LARGEST_HEADER = 4096
 _TRIES = 5
 
 #: Tables of content blocks: with 16 TiB of content, 65000 entries in each.
 _SHARDS = 64
+
+
+class Body(NamedTuple):
+    """Where the body of a large map is."""
+
+    generation: str
+    parts: int
+
+    def __str__(self) -> str:
+        return f"{self.generation} {self.parts}"
+
+    def key(self, part: int) -> str:
+        return f"body.{self.generation}.{part:04x}"
+
+    @property
+    def keys(self) -> list[str]:
+        return [self.key(part) for part in range(self.parts)]
 
 
 class RadosStore:
@@ -136,17 +163,11 @@ class RadosStore:
             return None
 
     def read_map(self, name: str) -> VolumeMap:
-        return maps.decode(self._read_bytes(name), self._path(name))
-
-    def _read_bytes(self, name: str) -> bytes:
         for _ in range(_TRIES):
-            data = self._read_head(name)
-            if not data.startswith(_ELSEWHERE):
-                return data
-            where = self._where(name, data)
+            data, body = self._split(name, self._read_head(name))
             with contextlib.suppress(NoObjectError):
-                keys = [_body(where, part) for part in range(int(where["parts"]))]
-                return b"".join(self._objects.parallel(self._read_part, keys))
+                parts = self._objects.parallel(self._read_part, body.keys) if body else ()
+                return maps.decode(b"".join((data, *parts)), self._path(name))
             # It was replaced meanwhile; the head tells by what.
         raise BrokenError(path=self._path(name), reason="a part of the map is missing")
 
@@ -155,10 +176,9 @@ class RadosStore:
 
     def read_heads(self, name: str) -> VolumeMap:
         for _ in range(_TRIES):
-            data = self._read_head(name)
-            where = self._where(name, data) if data.startswith(_ELSEWHERE) else None
+            data, body = self._split(name, self._read_head(name))
             with contextlib.suppress(NoObjectError):
-                return maps.decode_heads(_Beginning(self._objects, data, where).read, self._path(name))
+                return maps.decode_heads(_Beginning(self._objects, data, body).read, self._path(name))
         raise BrokenError(path=self._path(name), reason="a part of the map is missing")
 
     def _read_head(self, name: str) -> bytes:
@@ -173,52 +193,63 @@ class RadosStore:
     def _path(self, name: str) -> str:
         return f"{self.title}:{_head(name)}"
 
-    def _where(self, name: str, data: bytes) -> Mapping[str, Any]:
-        try:
-            where: Mapping[str, Any] = json.loads(data[len(_ELSEWHERE) :])
-            if not 0 < int(where["parts"]) <= _MOST_PARTS:
-                raise ValueError
-            _body(where, 0)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise BrokenError(path=self._path(name), reason="it does not say where the map is") from None
-        return where
+    def _split(self, name: str, head: bytes) -> tuple[bytes, Body | None]:
+        """The bytes of the map that are in the head, and where the others are."""
+        if head.startswith(MAGIC):
+            return head, None
+        found = _ELSEWHERE.match(head)
+        [body] = _bodies(found[1]) if found and zlib.crc32(found[1]) == int(found[2], 16) else [None]
+        if found is None or body is None or not 0 < body.parts <= _MOST_PARTS:
+            raise BrokenError(path=self._path(name), reason="it is not a map, and does not say where the map is")
+        return head[found.end() :], body
 
     def write_map(self, name: str, volume_map: VolumeMap) -> None:
         key = _head(name)
         try:
-            old, version = self._objects.read_versioned(key, _LARGEST_HEADER)
+            head, version = self._objects.read_versioned(key, _LARGEST_HEADER)
         except NoObjectError:
             raise self._no_such(name) from None
-        data = self._store_bodies(name, maps.encode(volume_map), old)
+        old = self._body_of(name, head)
+        data = self._stored(name, maps.encode(volume_map), *old)
         # Only over what was read: a change that arrives late, after its sender gave up, must not undo another.
         self._objects.apply(key, Change().at_version(version).write_full(data))
-        self._remove_bodies(name, old)
+        self._release(old)
 
-    def _store_bodies(self, name: str, data: bytes, old: bytes = b"") -> bytes:
-        """What to write into the head: the map itself, or where its bytes now are."""
-        if len(data) <= PART:
-            return data
-        if not old.endswith(self._objects.entry(_NAMES, name) or b""):
-            self._forget_leftovers(name)
-        parts = -(-len(data) // PART)
-        where = {"generation": secrets.token_hex(8), "parts": parts}
-        # On record before they are made, so that they are found if this process dies.
-        self._objects.put_entry(_NAMES, name, json.dumps(where).encode())
+    def _body_of(self, name: str, head: bytes) -> list[Body]:
+        """None of a head that is damaged."""
+        with contextlib.suppress(BrokenError):
+            body = self._split(name, head)[1]
+            return [body] if body else []
+        return []
+
+    def _stored(self, name: str, encoded: bytes, *old: Body) -> bytes:
+        """What to write into the head, once the body is in its place; `old` is what the head names until then."""
+        if len(encoded) <= INLINE:
+            return encoded
+        self._release([body for body in self._noted(name) if body not in old])
+        data = memoryview(encoded)[HEADER:]
+        body = Body(secrets.token_hex(8), -(-len(data) // PART))
+        # On record before it is made, and while the other still is there, so that both are found if this process dies.
+        self._objects.put_entry(_NAMES, name, "\n".join(map(str, (*old, body))).encode())
 
         def put(part: int) -> None:
-            self._objects.apply(_body(where, part), Change().write_full(data[part * PART : part * PART + PART]))
+            self._objects.apply(body.key(part), Change().write_full(bytes(data[part * PART : part * PART + PART])))
 
-        list(self._objects.parallel(put, range(parts)))
-        return _ELSEWHERE + json.dumps(where).encode()
+        list(self._objects.parallel(put, range(body.parts)))
+        return _elsewhere(body, encoded[:HEADER])
 
-    def _remove_bodies(self, name: str, head: bytes) -> None:
-        if head.startswith(_ELSEWHERE):
-            with contextlib.suppress(BrokenError):
-                self._remove_parts(self._where(name, head))
+    def _noted(self, name: str) -> list[Body]:
+        """The bodies that were made for that name; they may be gone."""
+        return _bodies(self._objects.entry(_NAMES, name) or b"")
 
-    def _remove_parts(self, where: Mapping[str, Any]) -> None:
-        for part in range(int(where["parts"])):
-            self._objects.remove(_body(where, part))
+    def _release(self, bodies: list[Body]) -> None:
+        """Remove bodies that the head does not name any more. Others may name what is shared: `tidy` looks for them."""
+        for body in bodies:
+            if self._objects.entry(_BODIES, body.generation) is None:
+                self._remove_body(body)
+
+    def _remove_body(self, body: Body) -> None:
+        list(self._objects.parallel(self._objects.remove, body.keys))
 
     def read_info(self, name: str) -> Info:
         try:
@@ -240,36 +271,47 @@ class RadosStore:
         raise HeldError(name=name, holder="somebody who keeps changing it")
 
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
-        self._create(name, maps.encode(volume_map), info)
+        self._enter(name)
+        self._make_head(name, self._stored(name, maps.encode(volume_map)), info)
 
     def create_copy(self, name: str, origin: str, head: VolumeMap, info: Info) -> None:
-        self._create(name, maps.copied(self._read_bytes(origin), head, self._path(origin)), info)
+        """A large body is shared, unread: who opens the copy sees whether it is whole."""
+        found = self._read_head(origin)
+        data, body = self._split(origin, found)
+        if body is None:
+            copy = maps.copied(data, head, self._path(origin))
+        else:
+            copy = _elsewhere(body, maps.new_header(data, head, self._path(origin)))
+            self._objects.put_entry(_BODIES, body.generation, str(body).encode())
+        self._enter(name)
+        self._make_head(name, copy, info)
 
-    def _create(self, name: str, encoded: bytes, info: Info) -> None:
+    def _enter(self, name: str) -> None:
         if self.exists(name):
-            raise AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image")
+            raise self._already_there(name)
         self._forget_leftovers(name)
         self._objects.put_entry(_NAMES, name, b"")
-        data = self._store_bodies(name, encoded)
+
+    def _make_head(self, name: str, data: bytes, info: Info) -> None:
         change = Change().exclusive().write_full(data).set_attribute(_INFO, encode_info(info))
         try:
             self._objects.apply(_head(name), change)
         except ChangedObjectError:
-            self._remove_bodies(name, data)
-            raise AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image") from None
+            self._release(self._body_of(name, data))
+            raise self._already_there(name) from None
+
+    def _already_there(self, name: str) -> AlreadyThereError:
+        return AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image")
 
     def _forget_leftovers(self, name: str) -> None:
-        """Of one who died while it created the same name."""
-        entry = self._objects.entry(_NAMES, name)
-        if entry:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                self._remove_parts(json.loads(entry))
+        """Of one who died while it created or changed the same name."""
+        self._release(self._noted(name))
 
     def remove(self, name: str) -> None:
         with contextlib.suppress(NoObjectError):
             head = self._objects.read(_head(name), _LARGEST_HEADER)
             self._objects.remove(_head(name))
-            self._remove_bodies(name, head)
+            self._release(self._body_of(name, head))
         self._forget_leftovers(name)
         self._forget_name(name)
 
@@ -281,7 +323,7 @@ class RadosStore:
     def rename(self, old: str, new: str) -> None:
         """By the holder of the store's lock. If it dies, the next holder completes what it had begun."""
         if self.exists(new):
-            raise AlreadyThereError(name=new, store=self.title, what="volume, snapshot or image")
+            raise self._already_there(new)
         self._read_head(old)
         assert self._store_lock is not None
         self._store_lock.note(_INTENT, {"old": old, "new": new})
@@ -332,12 +374,36 @@ class RadosStore:
             lock.release()
 
     def tidy(self, *, dry_run: bool = False) -> int:
-        """Names without a head, left by creations that died: with the store's lock held, there are no others."""
-        left = [name for name in self._objects.entries(_NAMES) if not self.exists(name)]
-        for name in [] if dry_run else left:
-            self._forget_leftovers(name)
-            self._forget_name(name)
-        return len(left)
+        """Names without a head, left by creations that died: with the store's lock held, there are no others.
+
+        And the bodies that were shared, of which no head is left.
+        """
+        names = list(self._objects.entries(_NAMES))
+        heads = dict(zip(names, self._objects.parallel(self._beginning, names), strict=True))
+        left = [name for name, head in heads.items() if head is None]
+        unused = self._unused_bodies({name: head for name, head in heads.items() if head is not None})
+        if not dry_run:
+            for name in left:
+                self._forget_leftovers(name)
+                self._forget_name(name)
+            for body in unused:
+                self._remove_body(body)
+                self._objects.drop_entry(_BODIES, body.generation)
+        return len(left) + len(unused)
+
+    def _beginning(self, name: str) -> bytes | None:
+        try:
+            return self._objects.read(_head(name), _LARGEST_HEADER)
+        except NoObjectError:
+            return None
+
+    def _unused_bodies(self, heads: Mapping[str, bytes]) -> list[Body]:
+        """None while a head is damaged: nobody knows which one it means."""
+        try:
+            named = {self._split(name, head)[1] for name, head in heads.items()}
+        except BrokenError:
+            return []
+        return [body for body in _bodies(b"\n".join(self._objects.entries(_BODIES).values())) if body not in named]
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> HeldLock:
         if not self.exists(name):
@@ -476,28 +542,37 @@ class RadosStore:
 
 
 class _Beginning:
-    """The first bytes of a map, read part by part as they are asked for."""
+    """The first bytes of a map, read as they are asked for."""
 
-    def __init__(self, objects: Objects, head: bytes, where: Mapping[str, Any] | None) -> None:
+    def __init__(self, objects: Objects, data: bytes, body: Body | None) -> None:
         self._objects = objects
-        self._where = where
-        self._parts = 0
-        self._rest = b"" if where else head
+        self._data = data
+        self._body = body
+        self._at = 0
 
     def read(self, length: int) -> bytes:
-        while len(self._rest) < length and self._where and self._parts < int(self._where["parts"]):
-            self._rest += self._objects.read(_body(self._where, self._parts), PART)
-            self._parts += 1
-        found, self._rest = self._rest[:length], self._rest[length:]
+        found, self._data = self._data[:length], self._data[length:]
+        while len(found) < length and self._body and self._at < self._body.parts * PART:
+            part, offset = divmod(self._at, PART)
+            piece = self._objects.read(self._body.key(part), min(length - len(found), PART - offset), offset)
+            if not piece:
+                break
+            found += piece
+            self._at += len(piece)
         return found
+
+
+def _elsewhere(body: Body, header: bytes) -> bytes:
+    where = str(body).encode()
+    return b"SNFBODY\n%s %08x\n%s" % (where, zlib.crc32(where), header)
+
+
+def _bodies(note: bytes) -> list[Body]:
+    return [Body(generation.decode(), int(parts)) for generation, parts in _NOTE.findall(note)]
 
 
 def _head(name: str) -> str:
     return f"head.{name}"
-
-
-def _body(where: Mapping[str, Any], part: int) -> str:
-    return f"body.{where['generation']}.{part:04x}"
 
 
 def _content(digest: bytes) -> str:

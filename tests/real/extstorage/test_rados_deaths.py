@@ -29,7 +29,7 @@ A, B = (memoryview(letter * PAGE) for letter in (b"a", b"b"))
 CHANGES = ("apply", "apply_versioned", "write")
 
 #: What an empty store has.
-USUAL = {"store", "store.lock", "names", "layers", "only.gc"}
+USUAL = {"store", "store.lock", "names", "bodies", "layers", "only.gc"}
 
 
 class Killed(BaseException):
@@ -131,8 +131,9 @@ def remove_everything(store: RadosStore) -> None:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Maps of a few bytes already go into bodies of their own."""
-    monkeypatch.setattr(rados_store, "PART", 100)
+    """Maps of a few bytes already have bodies elsewhere, in parts."""
+    monkeypatch.setattr(rados_store, "INLINE", 0)
+    monkeypatch.setattr(rados_store, "PART", 20)
 
 
 def deaths(spec: RadosSpec, action: Callable[[RadosStore], None]) -> Iterator[RadosStore]:
@@ -176,7 +177,7 @@ def test_whenever_a_client_dies(new_spec: Callable[..., RadosSpec], action: Call
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("action", [create, rename])
+@pytest.mark.parametrize("action", [create, snapshot, rename, remove, collect])
 def test_whenever_a_client_dies_with_a_large_map(
     new_spec: Callable[..., RadosSpec], action: Callable[[RadosStore], None]
 ) -> None:
@@ -189,6 +190,7 @@ def test_whenever_a_client_dies_with_a_large_map(
 
 def test_a_map_in_many_parts(rados_store: RadosStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaced while somebody reads it, it is read whole, old or new."""
+    monkeypatch.setattr("extstorage.rados_store.INLINE", 0)
     monkeypatch.setattr("extstorage.rados_store.PART", 64)
     store = rados_store
     digests = [bytes([number]) * 32 for number in range(40)]
@@ -210,6 +212,48 @@ def test_a_map_in_many_parts(rados_store: RadosStore, monkeypatch: pytest.Monkey
         patch.setattr(Objects, "read", read_late)
         assert store.read_map("image") == second
     catalog.remove(store, "image")
+    remove_everything(store)
+
+
+def bodies(store: RadosStore) -> set[str]:
+    return {key for key in store._objects.keys() if key.startswith("body.")}  # noqa: SIM118 - not a mapping
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_clones_and_snapshots_share_a_large_body(rados_store: RadosStore) -> None:
+    """And it goes when nobody names it any more, not before; with a damaged head nobody knows."""
+    store = rados_store
+    prepare(store)
+    before = bodies(store)
+    catalog.create_volume(store, "clone", 8 * BLOCK, origin="snap")
+    catalog.create_volume(store, "other", 9 * BLOCK, origin="snap")
+    assert bodies(store) == before
+    whole = store.read_map("snap")
+    for name, blocks in (("clone", 8), ("other", 9)):
+        found = store.read_map(name)
+        assert (found.sources, found.entries, found.blocks) == (whole.sources, whole.entries, blocks)
+        assert store.read_heads(name).sources == whole.sources
+        assert read(store, name) == bytes(A)
+    grow(store)
+    with store.locked():
+        assert store.tidy() == 0
+    for name in ("vol", "snap", "clone"):
+        catalog.remove(store, name)
+        gc.collect(store)
+        assert read(store, "other") == bytes(A)
+    session = Session(store, "other")
+    session.write(memoryview(bytes(B)), 0)
+    session.snapshot("late", Info(created=0.0))
+    session.shutdown()
+    assert read(store, "late") == bytes(B)
+    head = store._objects.read("head.late", 1000)
+    store._objects.apply("head.late", Change().write_full(head[:8] + b"0" + head[9:]))
+    with pytest.raises(BrokenError, match=r"head\.late"):
+        store.read_heads("late")
+    left = bodies(store)
+    with store.locked():
+        assert store.tidy() == 0
+    assert bodies(store) == left
     remove_everything(store)
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("store")
 CONFIGURATION = Path("/etc/snf-ganeti/conf.d/test-rados.toml")
 
 #: What an empty store has.
-USUAL = {"store", "store.lock", "names", "layers", "only.gc"}
+USUAL = {"store", "store.lock", "names", "bodies", "layers", "only.gc"}
 
 
 @pytest.fixture

@@ -50,6 +50,7 @@ STORE_FILE = "store.json"
 FILE_MODE = 0o640
 _FOLDERS = ("maps", "data", "content")
 LOCK_TIMEOUT = 60.0
+_LOCK_POLL = 0.01
 
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 _NO_PUNCH = (errno.EOPNOTSUPP, errno.ENOSYS)
@@ -300,8 +301,8 @@ class FilesStore:
     """See the module. Make one with `open_store` or `create_store`."""
 
     atomic_pages = False
-    #: The kernel, or the file server, knows who is dead.
-    patience = 0.0
+    #: The kernel, or the file server, knows who is dead. But one who only asks who has the lock has it for a moment.
+    patience = 0.3
     foreign: Callable[[bytes], Layer | None] | None = None
 
     def __init__(self, directory: Path) -> None:
@@ -451,16 +452,33 @@ class FilesStore:
         return len(left) + len(contents)
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> FileLock:
-        if not self.exists(name):
-            raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title)
-        descriptor = self._open_lock(name, shared)
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _read_holder(descriptor)
-            os.close(descriptor)
-            raise HeldError(name=name, holder=holder or "an unknown holder") from None
-        return FileLock(descriptor)
+        while self.exists(name):
+            try:
+                descriptor = self._open_lock(name, shared)
+            except FileNotFoundError:
+                continue
+            lock = FileLock(descriptor)
+            try:
+                _lock_within(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, patience)
+            except BlockingIOError:
+                holder = lock.holder()
+                lock.release()
+                raise HeldError(name=name, holder=holder or "an unknown holder") from None
+            except BaseException:
+                lock.release()
+                raise
+            if self._is_lock_of(name, descriptor):
+                return lock
+            lock.release()
+        raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title)
+
+    def _is_lock_of(self, name: str, descriptor: int) -> bool:
+        """Not if the volume was removed, or got another name, after the file was opened: another may have its name."""
+        for path in (self._folder(name) / "lock", self._folder(name) / "map"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                    return True
+        return False
 
     def _open_lock(self, name: str, shared: bool) -> int:
         flags = os.O_CLOEXEC | os.O_NOFOLLOW
@@ -640,6 +658,19 @@ class FilesStore:
                 return 0
             os.unlink(path)
         return status.st_blocks * 512
+
+
+def _lock_within(descriptor: int, kind: int, seconds: float) -> None:
+    """Raises BlockingIOError."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(_LOCK_POLL)
 
 
 def _written(path: Path) -> float:

@@ -147,7 +147,7 @@ class Store(Protocol):
     #: Whether a layer's bitmap changes with its data, atomically.
     atomic_pages: bool
 
-    #: Seconds for which a holder that died without a word looks alive here.
+    #: Seconds for which a holder that died without a word looks alive here, or one who goes at once is in the way.
     patience: float
 
     #: Where content blocks are that this store does not have: in stores of Pithos, read in place.

@@ -273,6 +273,7 @@ class Volume:
 
     def write(self, data: memoryview, offset: int) -> None:
         """Store the data; when this returns, it survives the death of this process."""
+        self._check_end(offset, len(data))
         index, inside = divmod(offset, BLOCK)
         if inside + len(data) <= BLOCK:
             self._write_block(index, inside, data)
@@ -280,6 +281,11 @@ class Volume:
         for index, inside, length in self._cut(offset, len(data)):
             self._write_block(index, inside, data[:length])
             data = data[length:]
+
+    def _check_end(self, offset: int, length: int) -> None:
+        """The export of a block device has no end. What was written there would come up when the volume grows."""
+        if offset + length > self.map.size:
+            raise OSError(errno.ENOSPC, "the volume can't be written beyond its end")
 
     def _write_block(self, index: int, offset: int, data: memoryview) -> None:
         wanted = mask_of(offset // PAGE, -(-(offset + len(data)) // PAGE))
@@ -354,6 +360,7 @@ class Volume:
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros; its whole pages take no space."""
+        self._check_end(offset, length)
         for index, inside, part in self._cut(offset, length):
             first, end = -(-inside // PAGE), (inside + part) // PAGE
             if end <= first:
@@ -367,6 +374,7 @@ class Volume:
 
     def discard(self, offset: int, length: int) -> None:
         """Give the whole pages of a range back; they read as zeros afterwards."""
+        self._check_end(offset, length)
         for index, inside, part in self._cut(offset, length):
             first, end = -(-inside // PAGE), (inside + part) // PAGE
             if end > first:
@@ -422,7 +430,9 @@ class Volume:
         """The pages of the current epoch, by block; for `maps.freeze` while no request runs.
 
         A block of which they are not known counts with none: then the layers below stay visible to the map, which is
-        never wrong, unless there are too many (`learn_deep`).
+        never wrong, unless there are too many (`learn_deep`). One of which none are owned is there, too, when a death
+        came in the middle of `_merge`: it is no layer of that block.
         """
         self.learn_deep()
-        return dict.fromkeys(self._unread, 0) | self._owned
+        known = {index: pages for index, pages in self._owned.items() if pages}
+        return dict.fromkeys(self._unread, 0) | known

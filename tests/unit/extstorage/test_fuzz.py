@@ -167,7 +167,7 @@ def use_volume(store: Store, name: str) -> None:
         works: list[Callable[[], object]] = [
             lambda: session.open(True),
             *(partial(session.readinto, memoryview(bytearray(SECTOR)), at) for at in range(0, session.size, BLOCK)),
-            lambda: session.write(memoryview(b"1" * 700), 100),
+            lambda: session.write(memoryview(b"1" * 700)[: session.size - session.size // 9], session.size // 9),
             lambda: session.extents(0, session.size),
             lambda: session.zero(0, min(session.size, BLOCK)),
             session.flush,

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from extstorage.errors import (
     AlreadyThereError,
     FencedError,
     HeldError,
+    NoSuchVolumeError,
     NotAnOriginError,
     NotOpenError,
     ReadOnlyError,
@@ -25,9 +28,9 @@ from extstorage.errors import (
     UnknownOriginError,
 )
 from extstorage.files_store import FileLock, FilesStore, create_store, open_store
-from extstorage.maps import Source
+from extstorage.maps import DEPTH, Source
 from extstorage.memory_store import MemoryLayer, MemoryStore
-from extstorage.names import BLOCK, PAGE
+from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.run_pages import RunPages
 from extstorage.session import Mode, Session
 from extstorage.store import Holder, Info, Layer, Store
@@ -535,3 +538,90 @@ def test_who_was_taken_over_changes_no_marks_of_the_new_writer(tmp_path: Path, m
         old.flush()
     new.shutdown()
     assert read(Session(open_store(tmp_path / "store"), "vol"), PAGE) == bytes(B)
+
+
+def test_a_snapshot_after_a_death_in_the_middle_of_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block has an object and no pages yet: the layers below are still what counts."""
+    store = MemoryStore(atomic=True)
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    for number in range(DEPTH):
+        session.write(A, number * PAGE)
+        session.snapshot(f"s{number}", Info(created=0.0))
+    write = MemoryLayer.write
+
+    def dies(layer: MemoryLayer, index: int, offset: int, data: memoryview, pages: int | None) -> None:
+        if pages is not None:
+            raise SystemExit
+        write(layer, index, offset, data, pages)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryLayer, "write", dies)
+        with pytest.raises(SystemExit):
+            session.write(B, BLOCK - PAGE)
+    store.drop_locks()
+    again = Session(store, "vol")
+    again.open(True)
+    again.snapshot("after", Info(created=0.0))
+    assert [read(again, number * PAGE) for number in range(DEPTH + 1)] == [bytes(A)] * DEPTH + [bytes(PAGE)]
+    assert read(Session(store, "after")) == bytes(A)
+    again.write(B, 0)
+    again.snapshot("later", Info(created=0.0))
+    assert read(Session(store, "later")) + read(Session(store, "later"), PAGE) == bytes(B) + bytes(A)
+
+
+@pytest.mark.parametrize("offset", [BLOCK + 3 * PAGE, BLOCK + 2 * PAGE, 2 * BLOCK, 7 * BLOCK + PAGE])
+def test_nothing_is_written_beyond_the_end(store: Store, offset: int) -> None:
+    """The export of a block device has the largest size there is, so that the server itself must look."""
+    catalog.create_volume(store, "odd", BLOCK + 2 * PAGE + SECTOR)
+    session = Session(store, "odd")
+    session.write(B[:SECTOR], BLOCK + 2 * PAGE)
+    with pytest.raises(OSError, match="beyond its end"):
+        session.write(A, offset)
+    with pytest.raises(OSError, match="beyond its end"):
+        session.zero(offset, PAGE)
+    with pytest.raises(OSError, match="beyond its end"):
+        session.discard(offset, PAGE)
+    session.grow(8 * BLOCK)
+    assert read(session, BLOCK + 2 * PAGE) == bytes(B[:SECTOR]).ljust(PAGE, b"\0")
+    assert read(session, offset // PAGE * PAGE + PAGE) == bytes(PAGE)
+
+
+def test_a_lock_is_that_of_the_volume_which_has_the_name_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening the file and locking it, the volume is removed, and another one gets its name."""
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    flock = fcntl.flock
+    events: list[Callable[[], object]] = [
+        lambda: catalog.create_volume(store, "vol", BLOCK),
+        lambda: catalog.remove(store, "vol"),
+    ]
+
+    def later(descriptor: int, kind: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if path.endswith("vol/lock"):
+            work, events[:] = events[:], []
+            while work:
+                work.pop()()
+        flock(descriptor, kind)
+
+    monkeypatch.setattr(fcntl, "flock", later)
+    lock = store.lock_volume("vol")
+    assert not events
+    with pytest.raises(HeldError):
+        store.lock_volume("vol")
+    lock.release()
+    events.append(lambda: catalog.remove(store, "vol"))
+    with pytest.raises(NoSuchVolumeError):
+        store.lock_volume("vol")
+
+
+def test_one_who_only_asks_who_has_the_lock_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a moment they have it; a detach in that moment would take what a dead server left for void."""
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    asking = store.lock_volume("vol")
+    monkeypatch.setattr(time, "sleep", lambda _seconds: asking.release())
+    session = Session(store, "vol")
+    session.open(True)
+    assert session.holds_lock

@@ -51,6 +51,10 @@ from ganeti_plugin.errors import Error, InputError
 
 API_VERSION = 2
 
+#: What clients are asked to stay below. Each of nbdkit's threads keeps a buffer of the largest size that it ever saw,
+#: and each request may be copied twice: with 32 MiB, a guest could make its server need 1.5 GiB. Nothing gets slower.
+LARGEST_REQUEST = names.MEBIBYTE
+
 #: Seconds that a server with a predecessor tries to reach the store.
 PATIENCE = 20.0
 
@@ -333,7 +337,7 @@ def can_cache(h: Client) -> int:
 
 
 def block_size(h: Client) -> tuple[int, int, int]:
-    return 1, names.PAGE, 32 << 20
+    return 1, names.PAGE, LARGEST_REQUEST
 
 
 def _refuse(error: Exception) -> None:

@@ -13,7 +13,6 @@ from extstorage.errors import (
     BrokenError,
     HeldError,
     NoDeviceError,
-    NoSuchStoreError,
     NoSuchVolumeError,
     UnknownOriginError,
     UnreachableStoreError,
@@ -27,7 +26,7 @@ from extstorage.servers import Site
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from ganeti_plugin import config
-from ganeti_plugin.errors import Error, StateError
+from ganeti_plugin.errors import Error, InputError, StateError
 from ganeti_plugin.log import warning
 
 
@@ -57,8 +56,8 @@ def find(site: Site, volume: str, wanted: str = "") -> str:
     """The name of the store that has a volume, snapshot or image; "" when none has it.
 
     First the one that serves it, then the wanted one, the default, and all others, for the disk parameter may have been
-    changed since. Raises UnreachableStoreError when it may be in a store that can't be asked, and NoSuchStoreError when
-    it may be in one that this node does not know (any more).
+    changed since. Raises UnreachableStoreError when it may be in a store that can't be asked, or that this node does
+    not know (any more).
     """
     faults: list[UnreachableStoreError] = []
     for name in _candidates(site, volume, wanted):
@@ -75,7 +74,10 @@ def find(site: Site, volume: str, wanted: str = "") -> str:
     if faults:
         raise faults[0]
     for name in filter(None, _likely(site, volume, wanted)):
-        stores.spec_of(site.stores, name)
+        try:
+            stores.spec_of(site.stores, name)
+        except InputError as error:
+            raise UnreachableStoreError(name=name, reason=error) from None
     return ""
 
 
@@ -189,7 +191,7 @@ def attach(site: Site, plan: AttachPlan) -> str:
         fault = ""
         try:
             name = find(site, plan.volume, plan.store)
-        except (UnreachableStoreError, NoSuchStoreError) as error:
+        except UnreachableStoreError as error:
             name, fault = str(error.name), str(error)
         if not name:
             raise _no_such_volume(site, plan.volume)

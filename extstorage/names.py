@@ -15,6 +15,9 @@ MEBIBYTE = 1 << 20
 #: makes holes of requests for zeros.
 GROWABLE_EXPORT = "growable"
 
+#: Begins the names of what a publication needs for a while.
+PUBLICATION = "publish-"
+
 #: What a systemd instance name and a file name both take as it is. Nothing else is needed by Ganeti or Cyclades.
 _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -33,6 +36,14 @@ def check_name(name: str, what: str = "the name") -> str:
         raise BadNameError(what=what, name=name, reason="only letters, digits, '.', '_' and '-' are allowed")
     if not name[0].isalnum():
         raise BadNameError(what=what, name=name, reason="it must begin with a letter or digit")
+    return name
+
+
+def check_new_name(name: str, what: str = "the name") -> str:
+    """The same for what an administrator makes: none of the names that a publication (publish.py) cleans away."""
+    if check_name(name, what).startswith(PUBLICATION):
+        reason = f"names that begin with {PUBLICATION!r} are those of unfinished images"
+        raise BadNameError(what=what, name=name, reason=reason)
     return name
 
 

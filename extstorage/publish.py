@@ -20,7 +20,7 @@ from extstorage import apply, catalog, gallery, hashing, intake
 from extstorage.catalog import Item
 from extstorage.errors import AlreadyThereError, BadNameError, HeldError
 from extstorage.intake import Progress
-from extstorage.names import LONGEST_NAME, check_name
+from extstorage.names import LONGEST_NAME, PUBLICATION, check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, SnapshotPlan
 from extstorage.servers import Site
 from extstorage.store import Info
@@ -31,7 +31,6 @@ from ganeti_plugin.run import run
 SNF_IMAGE = Path("/usr/bin/snf-image")
 LOCKS = Path("/run/lock")
 
-_PREFIX = "publish-"
 _BASE = ".base"
 _IMAGE = ".image"
 _KINDS = ("volume", "snapshot", "image")
@@ -83,7 +82,7 @@ class Wanted(NamedTuple):
 
 def publish(site: Site, wanted: Wanted, tell: Tell, progress: Progress) -> Mapping[str, object]:
     """Make the image; answers with its facts and what was removed from the copy. `tell` is told what is being done."""
-    longest = LONGEST_NAME - len(hashing.PREFIX) - len(_PREFIX) - len(_IMAGE)
+    longest = LONGEST_NAME - len(hashing.PREFIX) - len(PUBLICATION) - len(_IMAGE)
     if len(check_name(wanted.name, "the image name")) > longest:
         raise BadNameError(what="the image name", name=wanted.name, reason=f"it is longer than {longest}")
     try:
@@ -100,7 +99,7 @@ def _publish(site: Site, wanted: Wanted, tell: Tell, progress: Progress) -> Mapp
             kind = catalog.item(store, wanted.name, "image", *_KINDS).kind
             raise AlreadyThereError(name=wanted.name, store=store.title, what=kind)
     properties = {**source.facts.properties, **wanted.properties}
-    copy = f"{_PREFIX}{wanted.name}"
+    copy = f"{PUBLICATION}{wanted.name}"
     _remove(site, copy, store_name)
     try:
         tell(f"taking a copy of {source.name}")

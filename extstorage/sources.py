@@ -120,7 +120,7 @@ def stamp(descriptor: int) -> tuple[int, ...]:
 @contextlib.contextmanager
 def opened(path: Path, declared: str) -> Iterator[Source]:
     """A file, judged. Must be called as root if the file is qcow2, since its reader becomes somebody else."""
-    with _opened(path) as descriptor, contextlib.ExitStack() as stack:
+    with opened_file(path) as descriptor, contextlib.ExitStack() as stack:
         verdict = containers.judge(descriptor, declared)
         if verdict.format is containers.Format.RAW:
             yield RawFile(path, descriptor, verdict)
@@ -129,8 +129,8 @@ def opened(path: Path, declared: str) -> Iterator[Source]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    """Open once; every later look goes to this descriptor, so that nobody can swap the file."""
+def opened_file(path: Path) -> Iterator[int]:
+    """A regular file, opened once; every later look goes to this descriptor, so that nobody can swap the file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:

@@ -30,7 +30,7 @@ from extstorage.confined import CONFINED, kill
 from extstorage.content import Block, Take
 from extstorage.names import BLOCK
 from extstorage.remote import Remote
-from extstorage.sources import Source, UnusableFileError
+from extstorage.sources import Source
 from ganeti_plugin import containers
 from ganeti_plugin.containers import HEAD, TAIL, Format
 from ganeti_plugin.errors import InputError, StateError
@@ -176,10 +176,7 @@ def _flow(given: Given, terms: Terms) -> Iterator[Flow]:
             remote = stack.enter_context(Remote.started(given.place, terms, has_digest=bool(given.sha256)))
             origin = remote.descriptor
         else:
-            origin = os.open(given.place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            stack.callback(os.close, origin)
-            if not stat.S_ISREG(os.fstat(origin).st_mode):
-                raise UnusableFileError(path=given.place, reason="it is not a regular file")
+            origin = stack.enter_context(sources.opened_file(Path(given.place)))
             identity = identity or ":".join(map(str, sources.stamp(origin)))
         reading, writing = os.pipe2(os.O_CLOEXEC)
         output = stack.enter_context(open(reading, "rb", buffering=0))

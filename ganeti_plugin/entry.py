@@ -45,12 +45,12 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
         log.error("%s: interrupted by %s", program, signal.Signals(number).name)
         return SIGNALLED + int(number)
     except BrokenPipeError:
-        # The reader of our output went away ("| head"); the interpreter must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()  # its reader went away ("| head")
         return 0
     except OSError as error:
         _log_traceback()
-        log.error("%s: %s", program, error)
+        log.error("%s: %s%s", program, f"{error.filename}: " if error.filename else "", error.strerror or error)
+        _forget_output()
         return Error.exit_status
     except Exception as error:
         _log_traceback()
@@ -59,6 +59,14 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
             "%s: internal error (%s: %s); the traceback is in the system log, please report it", program, kind, error
         )
         return DEFECT
+
+
+def _forget_output() -> None:
+    """What could not be written; or the interpreter would try again at exit, complain, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_completing() -> bool:

@@ -15,13 +15,18 @@ import syslog
 #: Characters of one message; more is cut.
 LIMIT = 8192
 
-_state = {"debug": False, "stderr": True, "open": False}
+_state = {"debug": False, "info": True, "stderr": True, "open": False}
 
 
 def setup(program: str, *, debug_level: int = 0, to_stderr: bool = True) -> None:
     """Open the log for this process. `debug_level` above 0 also shows debug lines on stderr."""
     syslog.openlog(program, syslog.LOG_PID, syslog.LOG_DAEMON)
-    _state.update(debug=debug_level > 0, stderr=to_stderr, open=True)
+    _state.update(debug=debug_level > 0, info=True, stderr=to_stderr, open=True)
+
+
+def only_warnings() -> None:
+    """Keep what goes well off stderr: for commands, which tell people on stdout."""
+    _state["info"] = False
 
 
 def escape(text: str) -> str:
@@ -46,7 +51,7 @@ def debug(message: str, *values: object) -> None:
 
 
 def info(message: str, *values: object) -> None:
-    _emit(syslog.LOG_INFO, "", message % values if values else message, True)
+    _emit(syslog.LOG_INFO, "", message % values if values else message, _state["info"])
 
 
 def warning(message: str, *values: object) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from extstorage.cli import image, maintenance, scrub, server, snapshot, store, volume
 from extstorage.cli.group import Action
-from ganeti_plugin import __version__, entry
+from ganeti_plugin import __version__, entry, log
 from ganeti_plugin.errors import InputError
 
 GROUPS = (image, volume, snapshot, store, server, maintenance, scrub)
@@ -26,7 +26,7 @@ class NotRootError(InputError):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if len(given) == 2 and given[0].startswith("device-"):
+    if len(given) == 2 and given[0] in ("device-up", "device-down"):
         _serve_the_unit(*given)
         return 0
     if given == ["fetch"]:
@@ -40,9 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         completion.complete(described)
     options = described.parse_args(given)
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and not options.is_help:
         raise NotRootError
     action: Action = options.action
+    log.only_warnings()
     action(options)
     return 0
 
@@ -58,7 +59,7 @@ def _serve_the_unit(command: str, name: str) -> None:
 def parser() -> argparse.ArgumentParser:
     described = argparse.ArgumentParser(prog="archipelago", description="Thin volumes, snapshots and images.")
     described.add_argument("--version", action="version", version=f"archipelago {__version__}")
-    described.set_defaults(action=lambda _options: described.print_help())
+    described.set_defaults(action=lambda _options: described.print_help(), is_help=True)
     commands = described.add_subparsers(title="commands", metavar="COMMAND")
     for group in GROUPS:
         group.add(commands)

@@ -22,7 +22,7 @@ class Group:
 
     def __init__(self, commands: Commands, name: str, text: str) -> None:
         parser = commands.add_parser(name, help=text)
-        parser.set_defaults(action=lambda _options: parser.print_help())
+        parser.set_defaults(action=lambda _options: parser.print_help(), is_help=True)
         self._actions = parser.add_subparsers(title="actions", metavar="ACTION")
 
     def add(
@@ -36,7 +36,7 @@ def add_command(
     commands: Commands, name: str, text: str, action: Action, *, json: bool = False, in_store: bool = True
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.set_defaults(action=action)
+    parser.set_defaults(action=action, is_help=False)
     if in_store:
         named = parser.add_argument(
             "--store", metavar="NAME", default="", help="the store, by its name in the configuration"

@@ -9,9 +9,10 @@ import time
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
-from extstorage.cli.items import add_listing, add_removal, add_showing, images, volumes
+from extstorage.cli.items import add_listing, add_removal, add_showing, everything, images
 from extstorage.cli.output import Meter, print_json
 from extstorage.cli.place import here, store_of
+from extstorage.names import check_new_name
 from ganeti_plugin.containers import Format
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _add_properties(parser: argparse.ArgumentParser) -> None:
 
 def _add_publish(group: Group) -> None:
     parser = group.add("publish", "make a golden image of an instance's disk, also while it runs", _publish, json=True)
-    argument(parser, "source", "INSTANCE or INSTANCE:DISK, or a volume, snapshot or image", volumes)
+    argument(parser, "source", "INSTANCE or INSTANCE:DISK, or a volume, snapshot or image", everything)
     parser.add_argument("name", help="the name of the image; an instance is cloned with origin=NAME")
     _add_properties(parser)
     how = parser.add_mutually_exclusive_group()
@@ -78,13 +79,18 @@ def _publish(options: Options) -> None:
     properties = parse_properties(options.property)
     wanted = publish.Wanted(options.source, options.name, properties, options.as_is, options.keep_logins)
     began = time.monotonic()
-    meter = Meter(options.name, "hashed")
-    made = publish.publish(here(options), wanted, lambda text: print(f"{options.name}: {text}", file=sys.stderr), meter)
-    meter.end()
+    with Meter(options.name, "hashed") as meter:
+        made = publish.publish(here(options), wanted, functools.partial(_tell, options.name), meter)
     if options.json:
         print_json(made)
         return
     print(f"{options.name}: published in {time.monotonic() - began:.1f} s")
+
+
+def _tell(name: str, text: str) -> None:
+    """A step of long work, for who watches."""
+    if sys.stderr.isatty():
+        print(f"{name}: {text}", file=sys.stderr)
 
 
 def _add_renaming(group: Group) -> None:
@@ -97,6 +103,7 @@ def _rename(options: Options) -> None:
     from extstorage import apply, gallery
 
     site = here(options)
+    check_new_name(options.new, "the new name")
     with apply.using_store(site, store_of(site, options, options.name, "image")) as store:
         gallery.rename(store, options.name, options.new)
     print(f"{options.new}: renamed, was {options.name}")
@@ -124,12 +131,12 @@ def _import(options: Options) -> None:
     from extstorage.streams import Given, Terms
     from ganeti_plugin import config
 
+    check_new_name(options.name, "the image name")
     properties = parse_properties(options.property)
     settings = config.load().archipelago
     given = Given(options.source, options.format, options.compression, options.sha256)
     terms = Terms(settings.image_limit << 30, settings.url_hosts, settings.url_networks)
     began = time.monotonic()
-    meter = Meter(options.name, "copied")
-    import_image(here(options), options.name, given, terms, properties, meter)
-    meter.end()
+    with Meter(options.name, "copied") as meter:
+        import_image(here(options), options.name, given, terms, properties, meter)
     print(f"{options.name}: imported in {time.monotonic() - began:.1f} s")

@@ -22,8 +22,17 @@ if TYPE_CHECKING:
 COLUMNS = ("name", "size", "used", "origin", "created")
 
 
+#: Facts that people are told only if there is something to tell; programs always.
+_UNUSUAL = ("cname", "metadata", "fault", "mode", "writer", "pid")
+
+
 class IncompleteError(StateError):
     template = "not all {what} are listed, for a store can't be used"
+
+
+class AttachedError(StateError):
+    template = "the {kind} {name!r} is attached on this node, and an instance may be using it"
+    hint = "if none is, 'archipelago {kind} remove --detach {name}' removes it all the same"
 
 
 def names(kind: str, **known: object) -> list[str]:
@@ -39,6 +48,11 @@ images = functools.partial(names, "image")
 everything = functools.partial(names, "")
 
 
+def origins(**known: object) -> list[str]:
+    """What can be cloned or hashed."""
+    return snapshots(**known) + images(**known)
+
+
 def add_listing(group: Group, kind: str) -> None:
     group.add("list", f"list the {kind}s", functools.partial(_list, kind), json=True)
 
@@ -51,6 +65,7 @@ def add_showing(group: Group, kind: str, name: str, text: str) -> None:
 def add_removal(group: Group, kind: str, text: str) -> None:
     parser = group.add("remove", text, functools.partial(_remove, kind))
     argument(parser, "name", f"the {kind}", functools.partial(names, kind))
+    parser.add_argument("--detach", action="store_true", help="also if it is attached on this node, whoever uses it")
 
 
 def _list(kind: str, options: Options) -> None:
@@ -96,7 +111,8 @@ def _show(kind: str, options: Options) -> None:
     if options.json:
         print_json(row)
     else:
-        print_facts(row)
+        hidden = [key for key in _UNUSUAL if not row[key]] + ([] if kind == "image" else ["shared"])
+        print_facts({key: value for key, value in row.items() if key not in hidden})
 
 
 def _hash(store: Store, name: str) -> Mapping[str, object]:
@@ -110,29 +126,34 @@ def _attachment(site: Site, name: str) -> Mapping[str, object]:
     """What the volume's server on this node says."""
     from extstorage import control, servers
 
+    nothing: dict[str, object] = {"attached": False, "mode": "", "writer": False, "pid": 0}
     if not servers.is_running(site, name):
-        return {"attached": False}
+        return nothing
     try:
         status = control.call(site.directory(name), name, "status")
     except ServerError as error:
-        return {"attached": True, "fault": str(error)}
-    return {"attached": True, "mode": status["mode"], "writer": status["writer"], "pid": status["pid"]}
+        return {**nothing, "attached": True, "fault": str(error)}
+    told = {"mode": status["mode"], "writer": status["writer"], "pid": status["pid"]}
+    return {"attached": True, **told, **({"fault": status["fault"]} if status["fault"] else {})}
 
 
 def _remove(kind: str, options: Options) -> None:
-    from extstorage import apply
+    from extstorage import apply, attached
 
     site = here(options)
-    apply.remove(site, options.name, store_of(site, options, options.name, kind))
+    store_name = store_of(site, options, options.name, kind)
+    if not options.detach and options.name in attached.names(site):
+        raise AttachedError(kind=kind, name=options.name)
+    apply.remove(site, options.name, store_name)
     print(f"{options.name}: {kind} removed")
 
 
 def _row(store: Store, item: Item) -> Mapping[str, object]:
-    """One thing for a listing or for JSON; sizes in bytes."""
+    """One thing for a listing or for JSON, whose keys are always the same; sizes in bytes."""
     from extstorage import catalog
 
     facts = item.facts
-    row: dict[str, object] = {
+    return {
         "name": item.name,
         "kind": item.kind,
         "size": item.size,
@@ -140,7 +161,8 @@ def _row(store: Store, item: Item) -> Mapping[str, object]:
         "origin": facts.origin,
         "created": facts.created,
         "properties": dict(facts.properties),
+        "cname": facts.cname,
+        "metadata": facts.metadata,
+        "shared": facts.shared,
+        "fault": item.fault,
     }
-    row |= {name: value for name, value in (("cname", facts.cname), ("metadata", facts.metadata)) if value}
-    row |= {"shared": facts.shared} if item.kind == "image" else {}
-    return {**row, "fault": item.fault} if item.fault else row

@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--prometheus", action="store_true", help="print the text format of Prometheus")
 
 
-class _Stores:
+class Stores:
     """Does the same work in several stores. One that can't be used, or where others do it, keeps no other waiting."""
 
     def __init__(self, site: Site, names: list[str]) -> None:
@@ -61,16 +61,14 @@ class _Stores:
 
         results = {}
         for name in self._names:
-            meter = Meter(name, done, only_terminal=True)
             try:
-                with apply.using_store(self._site, name) as store:
+                with apply.using_store(self._site, name) as store, Meter(name, done) as meter:
                     results[name] = work(store, meter)
             except Error as error:
                 if len(self._names) == 1:
                     raise
                 print(f"{name}: {error}", file=sys.stderr)
                 self._failed.append(name)
-            meter.end()
         return results
 
     def end(self) -> None:
@@ -83,7 +81,7 @@ def _collect(options: Options) -> None:
     from extstorage import gc
 
     site = here(options)
-    stores = _Stores(site, stores_meant(site, options))
+    stores = Stores(site, stores_meant(site, options))
     reports = stores.each(
         "looked through", lambda store, meter: gc.collect(store, dry_run=options.dry_run, progress=meter)
     )
@@ -114,7 +112,7 @@ def _check(options: Options) -> None:
     site = here(options)
     name = check_name(options.name) if options.name else ""
     wanted = [options.store or apply.find(site, name) or site.default_store] if name else stores_meant(site, options)
-    stores = _Stores(site, wanted)
+    stores = Stores(site, wanted)
     lists = stores.each("checked", lambda store, meter: fsck.check(store, name, repair=options.repair, progress=meter))
     found = [(store_name, finding) for store_name, findings in lists.items() for finding in findings]
     found += [("", finding) for finding in _check_node(site, name, options.repair)]
@@ -170,7 +168,7 @@ def _stats(options: Options) -> None:
     from extstorage import attached, stats
 
     site = here(options)
-    work = _Stores(site, stores_meant(site, options))
+    work = Stores(site, stores_meant(site, options))
     stores = work.each("counted", stats.of_store)
     volumes = [one for one in (attached.look(site, name) for name in attached.names(site)) if one.store in stores]
     if options.prometheus:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 _SIZES = ("size", "used", "total", "free", "logical", "stored", "read_bytes", "written_bytes")
 _TIMES = ("created",)
@@ -57,22 +58,22 @@ def human(size: int) -> str:
 
 
 class Meter:
-    """Progress on stderr: one line that changes on a terminal, a line for each tenth elsewhere; a timer needs none."""
+    """Progress on a terminal: one line on stderr that changes, and is ended whatever happens. Nothing elsewhere."""
 
-    def __init__(self, name: str, done: str, *, only_terminal: bool = False) -> None:
+    def __init__(self, name: str, done: str) -> None:
         self._name = name
         self._done = done
         self._shown = -1
         self._on_terminal = sys.stderr.isatty()
-        self._silent = only_terminal and not self._on_terminal
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown >= 0:
+            print(file=sys.stderr)
 
     def __call__(self, percent: int, detail: str = "") -> None:
-        step = percent if self._on_terminal else percent // 10 * 10
-        if step > self._shown and not self._silent:
-            self._shown = step
-            ending = "\r" if self._on_terminal else "\n"
-            print(f"{self._name}: {step:3d} % {self._done}{detail}", end=ending, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self._on_terminal and self._shown >= 0:
-            print(file=sys.stderr)
+        if self._on_terminal and percent > self._shown:
+            self._shown = percent
+            print(f"\r{self._name}: {percent:3d} % {self._done}{detail}\033[K", end="", file=sys.stderr, flush=True)

@@ -12,11 +12,14 @@ if TYPE_CHECKING:
 
 
 def here(options: Options) -> Site:
-    """This node; a store that was named is its default."""
-    from extstorage import apply
+    """This node; a store that was named is its default. Raises NoSuchStoreError."""
+    from extstorage import apply, stores
 
     site = apply.site()
-    return site._replace(default_store=options.store) if options.store else site
+    if not options.store:
+        return site
+    stores.spec_of(site.stores, options.store)
+    return site._replace(default_store=options.store)
 
 
 def stores_meant(site: Site, options: Options) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Options, add_command
+from extstorage.cli.maintenance import Stores
 from extstorage.cli.output import Meter, human, print_json
 from extstorage.cli.place import here, stores_meant
 from ganeti_plugin.errors import IntegrityError
@@ -27,24 +28,21 @@ def add(commands: Commands) -> None:
 
 
 def _scrub(options: Options) -> None:
-    from extstorage import apply
     from extstorage.scrub import scrub
 
     site = here(options)
-    reports: dict[str, Report] = {}
-    for name in stores_meant(site, options):
-        meter = Meter(name, "verified")
-        with apply.using_store(site, name) as store:
-            reports[name] = scrub(store, _rated(meter), repair=options.repair)
-        meter.end()
-        if not options.json:
-            _print(name, reports[name])
+    stores = Stores(site, stores_meant(site, options))
+    reports = stores.each("verified", lambda store, meter: scrub(store, _rated(meter), repair=options.repair))
     if options.json:
         print_json([_facts(name, report) for name, report in reports.items()])
+    else:
+        for name, report in reports.items():
+            _print(name, report)
     damage = [one for report in reports.values() for one in report.damage]
     if damage:
         hits = sorted({name for one in damage for name in one.hits})
         raise DamagedError(count=len(damage), hits=f"they hit {', '.join(hits)}" if hits else "nothing uses them")
+    stores.end()
 
 
 def _rated(meter: Meter) -> Progress:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
-from extstorage.cli.items import add_listing, add_removal, add_showing, snapshots, volumes
+from extstorage.cli.items import add_listing, add_removal, add_showing, origins, volumes
 from extstorage.cli.output import Meter, print_json
 from extstorage.cli.place import here
-from extstorage.names import check_name
+from extstorage.names import check_name, check_new_name
 
 if TYPE_CHECKING:
     from extstorage.cli.group import Commands
@@ -26,9 +26,9 @@ def add(commands: Commands) -> None:
     add_showing(group, "snapshot", "show", "show a snapshot")
     add_removal(group, "snapshot", "remove a snapshot; clones keep their data")
     parser = group.add("hash", "name a snapshot's or image's blocks by their content", _hash, json=True)
-    argument(parser, "name", "the snapshot or image", snapshots)
+    argument(parser, "name", "the snapshot or image", origins)
     parser = group.add("export-pithos", "write a hashed snapshot or image as a file of Pithos", _export, json=True)
-    argument(parser, "name", "the snapshot or image", snapshots)
+    argument(parser, "name", "the snapshot or image", origins)
     parser.add_argument("directory", type=Path, help="where the folders blocks and maps are, or are to be made")
 
 
@@ -36,7 +36,7 @@ def _create(options: Options) -> None:
     from extstorage import apply
     from extstorage.plan import SnapshotPlan
 
-    volume, name = check_name(options.volume, "the volume name"), check_name(options.name, "the snapshot name")
+    volume, name = check_name(options.volume, "the volume name"), check_new_name(options.name, "the snapshot name")
     apply.snapshot(here(options), SnapshotPlan(volume, name, replace=False, store=options.store))
     print(f"{name}: snapshot of {volume} taken")
 
@@ -46,10 +46,9 @@ def _hash(options: Options) -> None:
     from extstorage.hashing import hash_snapshot
 
     site = here(options)
-    meter = Meter(options.name, "hashed")
-    with apply.using_store_of(site, check_name(options.name), options.store) as store:
-        root = hash_snapshot(store, options.name, meter)
-    meter.end()
+    name = check_name(options.name)
+    with apply.using_store_of(site, name, options.store) as store, Meter(name, "hashed") as meter:
+        root = hash_snapshot(store, name, meter)
     if options.json:
         print_json({"name": options.name, "hash": root.hex()})
     else:
@@ -57,18 +56,23 @@ def _hash(options: Options) -> None:
 
 
 def _export(options: Options) -> None:
-    from extstorage import apply, identity
-    from extstorage.pithos_export import export
+    from extstorage import apply, catalog, identity
+    from extstorage.pithos_export import ExportError, export
 
     site = here(options)
     directory = options.directory.absolute()
-    if not directory.exists():
+    name = check_name(options.name)
+    with apply.using_store_of(site, name, options.store) as store:
+        catalog.item(store, name, "snapshot or image", "snapshot", "image")
+    try:
         directory.mkdir()
-        os.chown(directory, *identity.ids_of(site.user))
-    meter = Meter(options.name, "exported")
-    with apply.using_store_of(site, check_name(options.name), options.store) as store:
-        made = export(store, options.name, directory, meter)
-    meter.end()
+        os.chown(directory, *identity.ids_of(site.user), follow_symlinks=False)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise ExportError(path=directory, reason=error.strerror) from None
+    with apply.using_store_of(site, name, options.store) as store, Meter(name, "exported") as meter:
+        made = export(store, name, directory, meter)
     if options.json:
         print_json({"name": options.name, "map": made.name, "size": made.size, "origin": str(made)})
     else:

@@ -45,8 +45,10 @@ def _list(options: Options) -> None:
             "name": usage.name,
             "default": usage.name == site.default_store,
             "place": site.stores[usage.name],
-            **({"size": usage.space.total, "free": usage.space.free, "full": usage.percent} if usage.space else {}),
-            **({"fault": usage.fault} if usage.fault else {}),
+            "size": usage.space.total if usage.space else None,
+            "free": usage.space.free if usage.space else None,
+            "full": usage.percent if usage.space else None,
+            "fault": usage.fault,
         }
         for usage in usages
     ]

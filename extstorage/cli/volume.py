@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from extstorage.cli import sizes
 from extstorage.cli.group import Group, Options, argument
-from extstorage.cli.items import add_listing, add_removal, add_showing, everything, volumes
+from extstorage.cli.items import add_listing, add_removal, add_showing, origins, volumes
 from extstorage.cli.output import human, print_json
 from extstorage.cli.place import here, store_of
 from extstorage.errors import AlreadyThereError, HeldError
-from extstorage.names import check_name
+from extstorage.names import check_name, check_new_name
 from extstorage.plan import CreatePlan, GrowPlan
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _add_changes(group: Group) -> None:
     parser.add_argument("name")
     parser.add_argument("size", help=sizes.HELP)
     parser = group.add("clone", "make a volume that begins as a copy of a snapshot or image", _clone)
-    argument(parser, "origin", "the snapshot or image", everything)
+    argument(parser, "origin", "the snapshot or image", origins)
     parser.add_argument("name")
     parser.add_argument("--size", default="", help=f"{sizes.HELP} (default: that of the origin)")
     parser = group.add("grow", "make a volume larger, also while it is in use", _grow)
@@ -47,7 +47,8 @@ def _add_changes(group: Group) -> None:
 
 
 def _create(options: Options) -> None:
-    _make(here(options), CreatePlan(check_name(options.name), sizes.parse(options.size), "", "", False, options.store))
+    name, size = check_new_name(options.name), sizes.parse(options.size)
+    _make(here(options), CreatePlan(name, size, "", "", False, options.store))
 
 
 def _clone(options: Options) -> None:
@@ -56,7 +57,7 @@ def _clone(options: Options) -> None:
     site = here(options)
     with apply.using_store_of(site, check_name(options.origin), options.store) as store:
         size = sizes.parse(options.size) if options.size else store.read_heads(options.origin).size
-    _make(site, CreatePlan(check_name(options.name), size, options.origin, "", False, options.store))
+    _make(site, CreatePlan(check_new_name(options.name), size, options.origin, "", False, options.store))
 
 
 def _make(site: Site, plan: CreatePlan) -> None:
@@ -80,6 +81,7 @@ def _rename(options: Options) -> None:
     from extstorage import apply, attached, gallery
 
     site = here(options)
+    check_new_name(options.new, "the new name")
     found = store_of(site, options, options.name, "volume")
     if options.name in attached.names(site):
         raise HeldError(name=options.name, holder="this node")

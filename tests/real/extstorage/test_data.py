@@ -222,7 +222,6 @@ def test_import_clone_and_remove(raw_image: Path, tmp_path: Path, kind: str) -> 
     name = f"image-{kind}-{os.getpid()}"
     done = command("image", "import", name, source, "--format", kind, "--property", "osfamily=linux")
     assert done.returncode == 0, done.stderr
-    assert "100 % copied" in done.stderr
     shown = json.loads(command("image", "show", name, "--json").stdout)
     assert (shown["size"], shown["properties"]) == (48 << 20, {"OSFAMILY": "linux"})
     assert 0 < shown["used"] <= 5 << 22
@@ -270,7 +269,7 @@ def test_scrub_finds_a_flipped_bit_and_an_import_heals_it(raw_image: Path) -> No
     done = command("scrub")
     assert done.returncode == 0, done.stderr
     assert "no damaged" in done.stdout
-    assert "100 % verified, " in done.stderr
+    assert "100 %" not in done.stderr  # nobody watches
     path = next(path for path in (STORE / "content").glob("??/??/*") if path.name not in before)
     with path.open("r+b") as stream:
         first = stream.read(1)

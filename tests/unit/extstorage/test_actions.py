@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from extstorage import actions, answer, apply, catalog, devices, servers
-from extstorage.errors import NoDeviceError, NoSuchStoreError, NoSuchVolumeError
+from extstorage.errors import NoDeviceError, NoSuchVolumeError, UnreachableStoreError
 from extstorage.names import MEBIBYTE
 from extstorage.servers import Site
 from ganeti_plugin.errors import CommandError, ConfigError
@@ -92,6 +92,6 @@ def test_a_volume_of_a_store_that_this_node_does_not_know_is_neither_gone_nor_re
     call("attach", monkeypatch, "other", EXTP_ACCESS="userspace", EXTP_STORE="third")
     assert capsys.readouterr().out.startswith(URI)
     assert "no store 'third'" in started[0]
-    with pytest.raises(NoSuchStoreError):
+    with pytest.raises(UnreachableStoreError, match="no store 'third'"):
         call("remove", monkeypatch, "other", EXTP_STORE="third")
     call("remove", monkeypatch, "web", EXTP_STORE="third")

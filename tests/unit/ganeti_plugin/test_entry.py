@@ -34,6 +34,16 @@ def test_success_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr() == ("", "")
 
 
+def test_an_answer_that_cannot_be_written_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "w", encoding="ascii") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        assert entry.guarded("program", lambda: print("answer")) == 1
+        full.flush()  # as the interpreter does at exit
+    assert capsys.readouterr().err == "error: program: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("error", "status", "sentence"),
     [
@@ -51,7 +61,7 @@ def test_success_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
             1,
             "program: nft failed (exit code 1): syntax error (repeat it with: nft -f -)",
         ),
-        (OSError(28, "No space left on device", "/store"), 1, "program: [Errno 28] No space left on device: '/store'"),
+        (OSError(28, "No space left on device", "/store"), 1, "program: /store: No space left on device"),
         (KeyboardInterrupt(), 130, "program: interrupted by SIGINT"),
         (
             ValueError("what"),

@@ -38,3 +38,12 @@ def test_levels(capsys: pytest.CaptureFixture[str]) -> None:
     log.debug("shown %d", 1)
     assert capsys.readouterr().err == "debug: shown 1\n"
     log.setup("program")
+
+
+def test_a_command_tells_what_goes_well_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    log.setup("test")
+    log.only_warnings()
+    log.info("made")
+    log.warning("nearly full")
+    log.setup("test")
+    assert capsys.readouterr().err == "warning: nearly full\n"

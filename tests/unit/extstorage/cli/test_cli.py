@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from types import ModuleType
 
@@ -69,6 +70,19 @@ def test_only_root_may_act(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main(["volume", "list"])
 
 
+def test_help_is_for_everybody(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    for line in ([], ["volume"]):
+        assert cli.main(line) == 0
+        assert "usage: archipelago" in capsys.readouterr().out
+
+
+def test_what_is_no_command_is_a_wrong_request(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["device-sideways", "web"])
+    assert "invalid choice" in capsys.readouterr().err
+
+
 def test_a_table_has_columns_as_wide_as_their_cells(capsys: pytest.CaptureFixture[str]) -> None:
     output.print_rows(("name", "size"), [{"name": "a-long-name", "size": 5 << 30}, {"name": "b", "size": 0}])
     assert capsys.readouterr().out.splitlines() == ["NAME         SIZE", "a-long-name  5.0 GiB", "b            0 B"]
@@ -85,10 +99,14 @@ def test_a_value_is_shown_as_its_column_says(name: str, value: object, text: str
     assert output.shown(name, value) == text
 
 
-def test_progress_is_a_line_for_each_tenth_when_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    meter = output.Meter("web", "copied")
-    for percent in (0, 3, 9, 10, 11, 100):
-        meter(percent)
-    meter.end()
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == ["web:   0 % copied", "web:  10 % copied", "web: 100 % copied"]
+def test_progress_is_for_terminals(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with output.Meter("web", "copied") as meter:
+        meter(50)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with contextlib.suppress(BadStoreError), output.Meter("web", "copied") as meter:
+        for percent in (0, 50, 50, 10):
+            meter(percent)
+        raise BadStoreError(path="/store", reason="it is away")
+    # What is said next has a line of its own.
+    assert capsys.readouterr().err == "\rweb:   0 % copied\033[K\rweb:  50 % copied\033[K\n"

@@ -14,6 +14,7 @@ from extstorage import apply, cli, gc
 from extstorage.cli import items, maintenance, server, sizes
 from extstorage.errors import (
     AlreadyThereError,
+    BadNameError,
     BadSizeError,
     BusyError,
     HeldError,
@@ -22,8 +23,10 @@ from extstorage.errors import (
     NotAnOriginError,
 )
 from extstorage.names import MEBIBYTE, PAGE
+from extstorage.pithos_export import ExportError
 from extstorage.servers import Site
 from extstorage.session import Session
+from extstorage.sources import UnusableFileError
 
 GIB = 1 << 30
 
@@ -139,8 +142,64 @@ def test_a_store_that_is_gone_hides_no_other(node: Node, tmp_path: Path) -> None
     with pytest.raises(items.IncompleteError):
         node.run("volume list")
     rows = {one["name"]: one for one in node.json("store list")}
-    assert "fault" not in rows["main"]
+    assert rows["main"]["fault"] == ""
+    assert rows["other"]["free"] is None
+    assert rows["main"].keys() == rows["other"].keys()
     assert "store.json is missing" in rows["other"]["fault"]
+
+
+def test_programs_find_the_same_keys_whatever_there_is(node: Node, tmp_path: Path) -> None:
+    for name in ("web", "broken"):
+        node.run(f"volume create {name} 1G")
+    node.run("snapshot create web golden")
+    (tmp_path / "main/maps/broken/map").write_bytes(b"torn")
+    broken, web = node.json("volume list")
+    golden, _ = node.json("snapshot list")
+    assert web.keys() == broken.keys() == golden.keys()
+    assert node.json("volume info web").keys() == node.json("volume info broken").keys()
+    assert "shared" not in node.run("volume info web")
+
+
+def test_what_is_attached_here_is_not_removed_by_mistake(node: Node) -> None:
+    node.run("volume create web 1G")
+    node.run("snapshot create web golden")
+    for name in ("web", "golden"):
+        (node.site.run / name).mkdir(parents=True)
+    for line in ("volume remove web", "snapshot remove golden"):
+        with pytest.raises(items.AttachedError, match="--detach"):
+            node.run(line)
+        assert "removed" in node.run(f"{line} --detach")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("volume create NAME 1G", "volume clone golden NAME", "volume rename web NAME", "snapshot create web NAME"),
+        *("image import NAME /etc/passwd", "image rename i NAME"),
+    ],
+)
+def test_a_name_that_a_publication_would_clean_away_is_refused(node: Node, line: str) -> None:
+    node.run("volume create web 1G")
+    node.run("snapshot create web golden")
+    with pytest.raises(BadNameError, match="unfinished images"):
+        node.run(line.replace("NAME", "publish-web"))
+
+
+def test_a_scrub_of_one_store_does_not_wait_for_another(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "main/store.json").unlink()
+    with pytest.raises(maintenance.PartlyError, match="main"):
+        node.run("scrub")
+    node.run("scrub --store other")
+
+
+@pytest.mark.parametrize("line", ["image import i NOTHING.gz", "image import i NOTHING"])
+def test_a_file_that_is_not_there_is_one_sentence(node: Node, line: str, tmp_path: Path) -> None:
+    with pytest.raises(UnusableFileError, match="No such file"):
+        node.run(line.replace("NOTHING", str(tmp_path / "nothing")))
+    node.run("volume create web 1G")
+    node.run("snapshot create web golden")
+    with pytest.raises(ExportError, match="No such file"):
+        node.run(f"snapshot export-pithos golden {tmp_path}/nowhere/pithos")
 
 
 def test_who_has_a_volume_is_told(node: Node) -> None:

@@ -343,13 +343,13 @@ class FilesStore:
         with self._reading(path, name), path.open("rb") as stream:
             return maps.decode_heads(stream.read, str(path))
 
-    def write_map(self, name: str, volume_map: VolumeMap) -> None:
+    def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
         path = self._folder(name) / "map"
         # Something to go back to, if there can be; where there can't, nothing is lost.
         with contextlib.suppress(OSError):
             remove(path.with_name(_PREVIOUS))
             os.link(path, path.with_name(_PREVIOUS))
-        write_atomically(path, maps.encode(volume_map), mode=FILE_MODE)
+        write_atomically(path, maps.encode(volume_map, packed), mode=FILE_MODE)
 
     def previous_map(self, name: str) -> VolumeMap | None:
         path = self._folder(name) / _PREVIOUS

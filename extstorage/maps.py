@@ -31,9 +31,10 @@ from typing import NamedTuple
 
 from extstorage.errors import BrokenError
 from extstorage.names import BLOCK, LARGEST, blocks_of
+from extstorage.packing import NUMBERS, ROW, Packing
 from extstorage.pages import full_mask
 
-DEPTH = 4
+DEPTH = NUMBERS
 MAGIC = b"SNFAMAP\n"
 VERSION = 3
 READ_ONLY = 1
@@ -44,15 +45,14 @@ CONTENT = 1 << 31
 
 _HEADER = struct.Struct("<8sIIQ16sQIIIIII")
 _SOURCE = struct.Struct("<16sQ")
-_ROW = 4 * DEPTH
 _MOST_SOURCES = 1 << 24
 _LAST_EPOCH = 1 << 63
 
 #: The bytes of a header.
 HEADER = _HEADER.size
 
-#: The fastest of zlib: entries come in runs, and a clone must not wait for its map.
-_LEVEL = 1
+#: Numbers that are looked at in one go, in which no other thread runs, such as those that answer a guest.
+_AT_ONCE = 1 << 16
 
 
 class Source(NamedTuple):
@@ -107,7 +107,7 @@ class VolumeMap(NamedTuple):
 
 def _reaching(entries: array[int], blocks: int) -> array[int]:
     """A copy, which may be changed, with an entry for each of so many blocks."""
-    return entries + array("I", bytes(max(0, _ROW * blocks - 4 * len(entries))))
+    return entries + array("I", bytes(max(0, ROW * blocks - 4 * len(entries))))
 
 
 def empty(size: int, owner: bytes) -> VolumeMap:
@@ -176,20 +176,31 @@ def freeze(old: VolumeMap, owned: Mapping[int, int]) -> VolumeMap:
     for index, bits in owned.items():
         start = index * DEPTH
         below = [n for n in entries[start : start + DEPTH] if n]
-        whole = full_mask(old.size, index)
-        if below and bits & whole == whole:
-            below, hidden = [], True
-        layers = [number, *below]
-        if len(layers) > DEPTH:
-            raise ValueError(f"block {index} has more than {DEPTH} layers")
-        entries[start : start + DEPTH] = array("I", layers + [0] * (DEPTH - len(layers)))
-    frozen = old._replace(epoch=old.epoch + 1, sources=sources, entries=entries)
-    # Looking for what is not named any more takes longer than everything else, while the guest waits.
-    return _without_unused(frozen) if hidden else frozen
+        entries[start : start + DEPTH] = row = frozen(old.size, index, number, below, bits)
+        hidden = hidden or bool(below and not row[1])
+    new = old._replace(epoch=old.epoch + 1, sources=sources, entries=entries)
+    # Looking for what is not named any more takes longer than everything else.
+    return _without_unused(new) if hidden else new
+
+
+def frozen(size: int, index: int, number: int, below: list[int], bits: int) -> array[int]:
+    """The entry of a block with the layer `number` over those `below`."""
+    whole = full_mask(size, index)
+    layers = [number] if bits & whole == whole else [number, *below]
+    if len(layers) > DEPTH:
+        raise ValueError(f"block {index} has more than {DEPTH} layers")
+    return entry(layers)
+
+
+def entry(layers: list[int]) -> array[int]:
+    """The entry of a block that has these layers."""
+    return array("I", layers + [0] * (DEPTH - len(layers)))
 
 
 def _without_unused(old: VolumeMap) -> VolumeMap:
-    used = set(old.entries)
+    used: set[int] = set()
+    for at in range(0, len(old.entries), _AT_ONCE):
+        used.update(old.entries[at : at + _AT_ONCE])
     used.discard(0)
     contents = sorted(number for number in used if number & CONTENT)
     numbers = sorted(number for number in used if not number & CONTENT)
@@ -199,34 +210,27 @@ def _without_unused(old: VolumeMap) -> VolumeMap:
         raise BrokenError(path="a map", reason="it names a layer that it does not list")
     renumbered = {0: 0} | {number: position for position, number in enumerate(numbers, 1)}
     renumbered |= {number: CONTENT | position for position, number in enumerate(contents)}
-    entries = array("I", map(renumbered.__getitem__, old.entries))
+    entries = array("I")
+    for at in range(0, len(old.entries), _AT_ONCE):
+        entries.extend(map(renumbered.__getitem__, old.entries[at : at + _AT_ONCE]))
     digests = b"".join(old.digests[at * DIGEST : (at + 1) * DIGEST] for at in (n ^ CONTENT for n in contents))
     return old._replace(sources=tuple(old.sources[n - 1] for n in numbers), entries=entries, digests=digests)
 
 
-def encode(volume_map: VolumeMap) -> bytes:
-    """The bytes that a store keeps: header and body."""
-    entries = volume_map.entries
-    if sys.byteorder == "big":
-        entries = entries[:]
-        entries.byteswap()
-    packed = zlib.compress(_planes(entries.tobytes()), _LEVEL)
+def encode(volume_map: VolumeMap, packed: bytes = b"") -> bytes:
+    """The bytes that a store keeps: header and body; `packed` are the packed entries, if they are at hand."""
+    packed = packed or Packing(volume_map.entries).packed()
     table = b"".join(_SOURCE.pack(*source) for source in volume_map.sources)
     body = b"".join((table, packed, volume_map.digests))
-    counts = len(entries) // DEPTH, len(volume_map.sources), len(volume_map.digests) // DIGEST, len(packed)
+    counts = len(volume_map.entries) // DEPTH, len(volume_map.sources), len(volume_map.digests) // DIGEST, len(packed)
     return _header(volume_map, *counts, zlib.crc32(body)) + body
-
-
-def _planes(rows: bytes) -> bytes:
-    """All first bytes of the entries, then all second ones, ...: in them numbers that count up become runs."""
-    return b"".join(rows[place::_ROW] for place in range(_ROW))
 
 
 def _rows(planes: bytes) -> bytearray:
     rows = bytearray(len(planes))
-    length = len(planes) // _ROW
-    for place in range(_ROW):
-        rows[place::_ROW] = planes[place * length : (place + 1) * length]
+    length = len(planes) // ROW
+    for place in range(ROW):
+        rows[place::ROW] = planes[place * length : (place + 1) * length]
     return rows
 
 
@@ -258,7 +262,7 @@ def decode(data: bytes, path: str) -> VolumeMap:
     body = _checked_body(head, data, path)
     table = head.sources * _SOURCE.size
     entries = array("I")
-    entries.frombytes(_rows(_unpack(body[table : table + head.packed], head.entries * _ROW, path)))
+    entries.frombytes(_rows(_unpack(body[table : table + head.packed], head.entries * ROW, path)))
     if sys.byteorder == "big":
         entries.byteswap()
     digests = bytes(body[table + head.packed :])

@@ -200,8 +200,8 @@ class MemoryStore:
     def read_heads(self, name: str) -> VolumeMap:
         return self.read_map(name)
 
-    def write_map(self, name: str, volume_map: VolumeMap) -> None:
-        self._maps[name] = maps.encode(volume_map)
+    def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
+        self._maps[name] = maps.encode(volume_map, packed)
 
     def previous_map(self, name: str) -> VolumeMap | None:
         return None

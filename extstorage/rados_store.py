@@ -203,14 +203,14 @@ class RadosStore:
             raise BrokenError(path=self._path(name), reason="it is not a map, and does not say where the map is")
         return head[found.end() :], body
 
-    def write_map(self, name: str, volume_map: VolumeMap) -> None:
+    def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
         key = _head(name)
         try:
             head, version = self._objects.read_versioned(key, _LARGEST_HEADER)
         except NoObjectError:
             raise self._no_such(name) from None
         old = self._body_of(name, head)
-        data = self._stored(name, maps.encode(volume_map), *old)
+        data = self._stored(name, maps.encode(volume_map, packed), *old)
         # Only over what was read: a change that arrives late, after its sender gave up, must not undo another.
         self._objects.apply(key, Change().at_version(version).write_full(data))
         self._release(old)

@@ -31,6 +31,7 @@ from extstorage.errors import (
     ReadOnlyError,
     ServerError,
 )
+from extstorage.freezing import Freezing
 from extstorage.identity import myself
 from extstorage.maps import VolumeMap
 from extstorage.names import check_name, check_size
@@ -467,10 +468,10 @@ class Session:
                 properties = self._store.read_info(self._name).properties
                 facts = Info(created=time.time(), origin=self._name, properties=properties)
             self.flush()
-            self._volume.learn_deep()
             with self._store.locked():
                 if self._store.exists(name):
                     raise AlreadyThereError(name=name, store=self._store.title, what="volume, snapshot or image")
+                freezing = Freezing(self._volume.map, self._volume.owned())
                 self._flush_soon_done()
                 # Kept until requests go on: letting go of a large volume's marks takes as long as freezing them.
                 frozen = self._volume
@@ -478,8 +479,8 @@ class Session:
                     self._flush_held()
                     owned = frozen.owned()
                     if owned:
-                        self._replace_map(maps.freeze(frozen.map, owned))
-                del frozen, owned
+                        self._replace_map(*freezing.complete(owned))
+                del frozen, owned, freezing
                 self._store.create_copy(name, self._name, maps.as_snapshot(self._volume.map), facts)
         info("%s: snapshot %s taken", self._name, name)
 
@@ -491,13 +492,13 @@ class Session:
             if time.monotonic() - started < SHORT_FLUSH:
                 return
 
-    def _replace_map(self, new: VolumeMap) -> None:
+    def _replace_map(self, new: VolumeMap, packed: bytes = b"") -> None:
         """Go on with another map. If that fails, nothing is read or written before it is known which one counts.
 
         For what is written into the layer of an epoch that is over is not seen any more.
         """
         self._in_doubt = True
-        self._store.write_map(self._name, new)
+        self._store.write_map(self._name, new, packed)
         self._load(new)
         self._in_doubt = False
 

@@ -168,7 +168,8 @@ class Store(Protocol):
     def read_heads(self, name: str) -> VolumeMap:
         """The map without its entries: cheap."""
 
-    def write_map(self, name: str, volume_map: VolumeMap) -> None: ...
+    def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
+        """`packed` are the map's entries as `packing.py` packs them, if they are at hand."""
 
     def previous_map(self, name: str) -> VolumeMap | None:
         """The map before the last `write_map`, for repairs; None where none is kept, or after a collection."""

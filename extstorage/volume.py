@@ -146,10 +146,11 @@ class Volume:
                 self._owned[index] = pages
             return self._owned.get(index, 0)
 
-    def learn_deep(self) -> None:
-        """Read what `owned` will need, while requests still run."""
-        for index in [index for index in self._unread if self.map.depth(index) == DEPTH]:
-            self._learn(index)
+    def _learn_deep(self) -> None:
+        """Read what `owned` needs; a copy is looked through, because requests may run."""
+        for index in list(self._unread):
+            if self.map.depth(index) == DEPTH:
+                self._learn(index)
 
     def _base(self, index: int) -> Base:
         """The frozen layers of a block, each with the pages that are seen of it. Immutable, so it may be cached."""
@@ -427,12 +428,13 @@ class Volume:
             raise
 
     def owned(self) -> dict[int, int]:
-        """The pages of the current epoch, by block; for `maps.freeze` while no request runs.
+        """The pages of the current epoch, by block, for `maps.freeze`; final only while no request runs.
 
         A block of which they are not known counts with none: then the layers below stay visible to the map, which is
-        never wrong, unless there are too many (`learn_deep`). One of which none are owned is there, too, when a death
+        never wrong, unless there are too many (`_learn_deep`). One of which none are owned is there, too, when a death
         came in the middle of `_merge`: it is no layer of that block.
         """
-        self.learn_deep()
-        known = {index: pages for index, pages in self._owned.items() if pages}
-        return dict.fromkeys(self._unread, 0) | known
+        self._learn_deep()
+        unread = dict.fromkeys(self._unread, 0)
+        # Of a copy, because requests may run.
+        return unread | {index: pages for index, pages in dict(self._owned).items() if pages}

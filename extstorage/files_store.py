@@ -138,6 +138,9 @@ class ContentFile(_FileRange):
     def present(self, *, alone: bool = False) -> dict[int, int | None]:
         return {}
 
+    def blocks(self) -> Iterator[tuple[int, int | None]]:
+        return iter(())
+
     def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
         raise OSError(errno.EROFS, "a content block is immutable")
 
@@ -222,7 +225,9 @@ class FileLayer(_FileRange):
         return from_record(bits)
 
     def present(self, *, alone: bool = False) -> dict[int, int | None]:
-        found: dict[int, int | None] = {}
+        return dict(self.blocks())
+
+    def blocks(self) -> Iterator[tuple[int, int | None]]:
         end = os.fstat(self._pages).st_size
         position = 0
         while position < end:
@@ -234,9 +239,8 @@ class FileLayer(_FileRange):
                     record = chunk[start : start + _RECORD_END]
                     if record != _NO_RECORD:
                         index = (position + start) // _STRIDE
-                        found[index] = self._pages_of(record, index)
+                        yield index, self._pages_of(record, index)
             position += len(chunk)
-        return found
 
     def save_pages(self, pages: Mapping[int, int]) -> None:
         for index, bits in pages.items():

@@ -12,6 +12,7 @@ that others name as frozen (a map older than what was made from it, such as one 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -180,7 +181,7 @@ class _Check:
         if source not in self._layers:
             self._layers[source] = None
             try:
-                self._store.layer(source).present()
+                deque(self._store.layer(source).blocks(), maxlen=0)
             except BrokenError as error:
                 self._layers[source] = error
         return self._layers[source]

@@ -142,7 +142,7 @@ class _Collection:
         if not self._dry_run:
             return self._store.free_blocks(source, keep)
         layer = self._store.layer(source)
-        return sum(layer.load_pages(index).bit_count() * PAGE for index in layer.present() if index not in keep)
+        return sum(layer.load_pages(index).bit_count() * PAGE for index, _ in layer.blocks() if index not in keep)
 
     def _sweep_contents(self, suspects: list[tuple[bytes, object]]) -> int:
         removed = 0

@@ -95,6 +95,9 @@ class MemoryLayer:
     def present(self, *, alone: bool = False) -> dict[int, int | None]:
         return dict.fromkeys(self._owned) if self._atomic else dict(self._owned)
 
+    def blocks(self) -> Iterator[tuple[int, int | None]]:
+        return iter(self.present().items())
+
     def save_pages(self, pages: Mapping[int, int]) -> None:
         assert not self._atomic
         self._owned.update(pages)

@@ -23,6 +23,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping
 
+from extstorage.bitmaps import bits_of, indexes_of
 from extstorage.errors import BrokenError
 from extstorage.maps import Source
 from extstorage.names import BLOCK, LARGEST, PAGE
@@ -146,16 +147,14 @@ class RadosLayer:
         Others must not: the object of a block that they don't find may be on its way, and the block's writer, who has
         entered it already, won't do so again.
         """
-        entries = self._objects.read(index_key(self._source), _MOST_BLOCKS)
-        found: dict[int, int | None] = dict.fromkeys(i for i, entry in enumerate(entries) if entry == _SEEN[0])
-        possible = [index for index, entry in enumerate(entries) if entry == _POSSIBLE[0]]
-        if not possible:
+        entries = self._entries()
+        found: dict[int, int | None] = dict.fromkeys(indexes_of(bits_of(entries, _SEEN[0])))
+        if _POSSIBLE not in entries:
             return found
         settled = bytearray(entries)
-        keys = [self._key(index) for index in possible]
-        for index, pages in zip(possible, self._objects.parallel(self._look, keys), strict=True):
+        for index, pages in self._possible(entries):
             if pages is not None:
-                found[index] = pages[0]
+                found[index] = pages
             settled[index] = _NONE[0] if pages is None else _SEEN[0]
         if alone:
             self._objects.apply(index_key(self._source), Change().write_full(bytes(settled)), force=True)
@@ -163,8 +162,22 @@ class RadosLayer:
                 self._indexed = settled
         return found
 
-    def _look(self, key: str) -> tuple[int, int] | None:
-        return read_pages(self._objects, key)
+    def blocks(self) -> Iterator[tuple[int, int | None]]:
+        entries = self._entries()
+        yield from ((index, None) for index in indexes_of(bits_of(entries, _SEEN[0])))
+        yield from ((index, pages) for index, pages in self._possible(entries) if pages is not None)
+
+    def _entries(self) -> bytes:
+        return self._objects.read(index_key(self._source), _MOST_BLOCKS)
+
+    def _possible(self, entries: bytes) -> Iterator[tuple[int, int | None]]:
+        """The blocks that may be there, with the pages that they own; None for one that is not there."""
+        possible = list(indexes_of(bits_of(entries, _POSSIBLE[0])))
+        return zip(possible, self._objects.parallel(self._look, possible), strict=True)
+
+    def _look(self, index: int) -> int | None:
+        pages = read_pages(self._objects, self._key(index))
+        return None if pages is None else pages[0]
 
     # Reading.
 
@@ -334,6 +347,9 @@ class ContentBlock:
 
     def present(self, *, alone: bool = False) -> dict[int, int | None]:
         return {0: FULL}
+
+    def blocks(self) -> Iterator[tuple[int, int | None]]:
+        return iter(((0, FULL),))
 
     def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
         raise BrokenError(path=self._key, reason="a content block never changes")

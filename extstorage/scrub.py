@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -137,7 +138,7 @@ class _Scrub:
             if source not in self._checked:
                 self._checked.add(source)
                 try:
-                    self._store.layer(source).present()
+                    deque(self._store.layer(source).blocks(), maxlen=0)
                 except BrokenError as error:
                     self._faults[source] = str(error)
 

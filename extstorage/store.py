@@ -127,6 +127,9 @@ class Layer(Protocol):
         `alone`: nobody else changes the layer meanwhile, so that the store may tidy up what it keeps of it.
         """
 
+    def blocks(self) -> Iterator[tuple[int, int | None]]:
+        """The same, not alone, and one after the other: there may be millions."""
+
     def save_pages(self, pages: Mapping[int, int]) -> None: ...
 
 

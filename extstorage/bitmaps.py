@@ -8,7 +8,7 @@ in binary, which is linear, and its runs are found in the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 _RUN = re.compile("1+")
 
@@ -23,6 +23,12 @@ def indexes_of(bits: int) -> Iterator[int]:
     """The bits that are set, one by one."""
     for first, end in runs_of(bits):
         yield from range(first, end)
+
+
+def lookup(bits: int) -> Callable[[int], bool]:
+    """What tells whether a bit is set, at the same cost for each."""
+    data = bits.to_bytes(-(-bits.bit_length() // 8), "little")
+    return lambda index: index >> 3 < len(data) and bool(data[index >> 3] >> (index & 7) & 1)
 
 
 def bits_of(flags: bytes, *values: int) -> int:

@@ -7,9 +7,10 @@ last look.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from extstorage import maps
@@ -30,6 +31,9 @@ from ganeti_plugin.log import info, warning
 
 #: Content blocks of an image whose size is asked for.
 _SAMPLE = 1024
+
+#: Nobody reads more.
+_MOST_COMPLETIONS = 500
 
 
 class Item(NamedTuple):
@@ -112,7 +116,9 @@ def _large_enough(head: VolumeMap, origin: str, size: int) -> VolumeMap:
 
 def of_disk_name(store: Store, cname: str) -> list[str]:
     """The volumes that were made for Ganeti disks of that name."""
-    return [name for name in store.names() if _has_cname(store, name, cname)]
+    names = store.possible_names()
+    found = zip(names, store.each(lambda name: _has_cname(store, name, cname), names), strict=True)
+    return [name for name, is_wanted in found if is_wanted]
 
 
 def check_size_of(store: Store, name: str, size: int) -> None:
@@ -127,20 +133,26 @@ def adopt(store: Store, old: str, name: str, size: int) -> None:
     """For `reuse_data`: give an existing, unused volume the name by which Ganeti now calls it."""
     check_name(name, "the volume name")
     check_size_of(store, old, size)
-    with store.locked():
-        lock = store.lock_volume(old, patience=store.patience)
-        try:
-            store.rename(old, name)
-        finally:
-            lock.release()
+    with held(store, old), store.locked():
+        store.rename(old, name)
     info("%s: adopted, was %s", name, old)
 
 
 def _has_cname(store: Store, name: str, cname: str) -> bool:
     try:
         return store.read_info(name).cname == cname and not store.read_heads(name).read_only
-    except BrokenError:
+    except (BrokenError, NoSuchVolumeError):
         return False
+
+
+@contextlib.contextmanager
+def held(store: Store, name: str) -> Iterator[None]:
+    """The volume's lock. Before the store's, if that is needed too: waiting for a holder keeps nobody else waiting."""
+    lock = store.lock_volume(name, patience=store.patience)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def holder(store: Store, name: str) -> tuple[bool, Holder | None]:
@@ -162,15 +174,12 @@ def remove(store: Store, name: str) -> int:
     a server uses it.
     """
     check_name(name)
-    with store.locked():
-        if not store.exists(name):
-            return 0
-        lock = store.lock_volume(name, patience=store.patience)
-        try:
+    try:
+        with held(store, name), store.locked():
             own = _own_layer(store, name)
             store.remove(name)
-        finally:
-            lock.release()
+    except NoSuchVolumeError:
+        return 0
     # Not under the lock: a large layer takes time. No map can name it again.
     freed = store.remove_layer(own) if own else 0
     info("%s: removed, %d MiB freed", name, freed // MEBIBYTE)
@@ -187,28 +196,36 @@ def _own_layer(store: Store, name: str) -> Source | None:
     return None if head.read_only else head.current
 
 
-def items(store: Store, *kinds: str) -> list[Item]:
-    """What there is, of the given kinds; what is broken is listed with its fault."""
-    found = []
-    for name in store.names():
-        try:
-            head, facts = store.read_heads(name), store.read_info(name)
-        except NoSuchVolumeError:
-            continue
-        except BrokenError as error:
-            found.append(Item(name, "broken", 0, 0, Info(created=0.0), str(error)))
-            continue
-        if not kinds or kind_of(head, facts) in kinds:
-            found.append(Item(name, kind_of(head, facts), head.size, head.epoch, facts))
-    return found
+def items(store: Store, *kinds: str, names: Sequence[str] | None = None) -> list[Item]:
+    """What there is, or what these names mean, of the given kinds; what is broken is listed with its fault."""
+    found = store.each(lambda name: _item(store, name), store.possible_names() if names is None else names)
+    return [item for item in found if item is not None and (not kinds or item.kind in (*kinds, "broken"))]
+
+
+def names_of(store: Store, kind: str, beginning: str) -> list[str]:
+    """For completion: of the given kind, or any if it is empty. Of very many, nobody looks what they are."""
+    names = [name for name in store.possible_names() if name.startswith(beginning)]
+    if len(names) > _MOST_COMPLETIONS:
+        return names
+    return [item.name for item in items(store, *([kind] if kind else ()), names=names)]
+
+
+def _item(store: Store, name: str) -> Item | None:
+    try:
+        head, facts = store.read_heads(name), store.read_info(name)
+    except NoSuchVolumeError:
+        return None
+    except BrokenError as error:
+        return Item(name, "broken", 0, 0, Info(created=0.0), str(error))
+    return Item(name, kind_of(head, facts), head.size, head.epoch, facts)
 
 
 def item(store: Store, name: str, what: str, *kinds: str) -> Item:
     """One of them; raises NoSuchVolumeError when there is none of these kinds."""
-    found = check_name(name) in store.names() and [one for one in items(store, *kinds, "broken") if one.name == name]
-    if not found:
+    found = _item(store, check_name(name))
+    if found is None or found.kind not in (*kinds, "broken"):
         raise NoSuchVolumeError(what=what, name=name, store=store.title)
-    return found[0]
+    return found
 
 
 def used(store: Store, name: str) -> int:
@@ -220,7 +237,7 @@ def used(store: Store, name: str) -> int:
 
 
 def _contents_used(store: Store, digests: bytes) -> int:
-    """Each block counts once. Of many, some are asked for, and the rest is taken to be alike."""
-    names = sorted({digests[at : at + DIGEST] for at in range(0, len(digests), DIGEST)})
-    asked = names[:: max(1, len(names) // _SAMPLE)]
-    return sum(map(store.content_used, asked)) * len(names) // max(1, len(asked))
+    """Of many, some are asked for, and the rest is taken to be alike."""
+    count = len(digests) // DIGEST
+    asked = [digests[at * DIGEST : at * DIGEST + DIGEST] for at in range(0, count, max(1, count // _SAMPLE))]
+    return sum(store.each(store.content_used, asked)) * count // max(1, len(asked))

@@ -34,15 +34,16 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from extstorage import maps
+from extstorage.bitmaps import runs_of
 from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, BusyError, HeldError, NoSuchVolumeError
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
-from extstorage.pages import FULL, RECORD, from_record, to_record
-from extstorage.store import Holder, Info, Layer, Space, decode_info, encode_info
+from extstorage.pages import FULL, RECORD, from_record, mask_of, to_record
+from extstorage.store import Holder, Info, Layer, R, Space, T, decode_info, encode_info
 from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, write_atomically
 
 VERSION = 2
@@ -248,17 +249,17 @@ class FileLayer(_FileRange):
             os.pwrite(self._pages, record + _checksum(record, index), index * _STRIDE)
         os.fdatasync(self._pages)
 
-    def free_blocks(self, keep: Container[int]) -> int:
+    def free_blocks(self, keep: int) -> int:
         """Where holes can't be made, nothing is freed."""
         before = self.used()
-        end = os.fstat(self._data).st_size
-        position = self._seek(0, os.SEEK_DATA, end)
+        size = os.fstat(self._data).st_size
         try:
-            while position < end:
-                index = position // BLOCK
-                if index not in keep:
-                    _fallocate(self._data, _PUNCH_HOLE_KEEP_SIZE, index * BLOCK, BLOCK)
-                position = self._seek((index + 1) * BLOCK, os.SEEK_DATA, end)
+            for first, stop in runs_of(mask_of(0, -(-size // BLOCK)) & ~keep):
+                end = min(size, stop * BLOCK)
+                position = self._seek(first * BLOCK, os.SEEK_DATA, end)
+                if position < end:
+                    position -= position % BLOCK
+                    _fallocate(self._data, _PUNCH_HOLE_KEEP_SIZE, position, stop * BLOCK - position)
         except OSError as error:
             if error.errno not in _NO_PUNCH:
                 raise
@@ -334,6 +335,15 @@ class FilesStore:
 
     def names(self) -> list[str]:
         return sorted(name for name in os.listdir(self._maps) if not name.startswith("."))
+
+    def possible_names(self) -> list[str]:
+        return self.names()
+
+    def versions(self) -> dict[str, object]:
+        return {name: self.map_version(name) for name in self.names()}
+
+    def each(self, work: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
+        return map(work, arguments)
 
     def exists(self, name: str) -> bool:
         return self._folder(name).is_dir()
@@ -446,13 +456,13 @@ class FilesStore:
     def tidy(self, *, dry_run: bool = False) -> int:
         """A new content block that nobody gave its name for a day belongs to an import that was killed."""
         old = time.time() - _DAY
-        left = [path for path in self._maps.iterdir() if path.name.startswith((".new-", ".gone-"))]
         contents = [path for path in (self._content / "new").iterdir() if _written(path) < old]
-        if not dry_run:
-            for path in left:
+        with self.locked():
+            left = [self._maps / name for name in os.listdir(self._maps) if name.startswith((".new-", ".gone-"))]
+            for path in [] if dry_run else left:
                 shutil.rmtree(path, ignore_errors=True)
-            for path in contents:
-                remove(path)
+        for path in [] if dry_run else contents:
+            remove(path)
         return len(left) + len(contents)
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> FileLock:
@@ -543,7 +553,7 @@ class FilesStore:
             os.rmdir(self._base(source).parent)
         return freed
 
-    def free_blocks(self, source: Source, keep: Container[int]) -> int:
+    def free_blocks(self, source: Source, keep: int) -> int:
         try:
             return FileLayer(self._base(source), True, make=False).free_blocks(keep)
         except FileNotFoundError:

@@ -94,8 +94,7 @@ class _Check:
         warning("%s: %s: %s%s", self._store.title, name or "store", text, f" ({repaired})" if repaired else "")
 
     def _check_leftovers(self) -> None:
-        with self._store.locked():
-            count = self._store.tidy(dry_run=not self._repair)
+        count = self._store.tidy(dry_run=not self._repair)
         if count:
             repaired = "removed" if self._repair else ""
             self._note("", f"killed creations and removals left {count} traces", repaired=repaired, damage=False)

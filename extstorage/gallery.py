@@ -7,9 +7,6 @@ one that is withdrawn keeps its clones, its name and its data, and no new disk c
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from extstorage import catalog
 from extstorage.errors import AlreadyThereError
 from extstorage.names import check_name
@@ -22,7 +19,8 @@ _KINDS = ("volume", "snapshot", "image")
 def rename(store: Store, old: str, new: str, kind: str = "image") -> None:
     """Clones are not affected; they remember the old name as their origin. Raises HeldError while it is attached."""
     check_name(new, "the new name")
-    with _held(store, old, kind):
+    catalog.item(store, old, kind, kind)
+    with catalog.held(store, old), store.locked():
         if store.exists(new):
             other = catalog.item(store, new, "image", *_KINDS).kind
             raise AlreadyThereError(name=new, store=store.title, what=other)
@@ -35,14 +33,3 @@ def share(store: Store, name: str, *, shared: bool) -> None:
         facts = catalog.item(store, name, "image", "image").facts
         store.write_info(name, facts._replace(shared=shared))
     info("%s: %s", name, "shared" if shared else "withdrawn")
-
-
-@contextlib.contextmanager
-def _held(store: Store, name: str, kind: str) -> Iterator[None]:
-    with store.locked():
-        catalog.item(store, name, kind, kind)
-        lock = store.lock_volume(name, patience=store.patience)
-        try:
-            yield
-        finally:
-            lock.release()

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import NamedTuple
 
+from extstorage.bitmaps import lookup
 from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.maps import Source
 from extstorage.marks import Marks
@@ -82,9 +83,10 @@ class _Collection:
         suspects = self._unnamed_contents()
         with self._store.locked():
             self._mark_changed()
-            leftovers = self._store.tidy(dry_run=self._dry_run)
-            if not self._faults and not self._dry_run:
-                self._store.forget_previous_maps()
+        # Everything that takes long comes after the lock: whoever makes or removes a volume waits for it.
+        leftovers = self._store.tidy(dry_run=self._dry_run)
+        if not self._faults and not self._dry_run:
+            self._store.forget_previous_maps()
         faults = tuple(self._faults[name] for name in sorted(self._faults))
         removed, shrunk, contents = (0, 0, 0) if faults else (*self._sweep(layers), self._sweep_contents(suspects))
         seconds = time.monotonic() - began
@@ -93,11 +95,10 @@ class _Collection:
 
     def _mark_changed(self) -> int:
         """Read the maps that are new or have changed; answers with how many those were."""
-        names = self._store.names()
+        versions = self._store.versions()
         changed = 0
         self._faults.clear()
-        for position, name in enumerate(names):
-            version = self._store.map_version(name)
+        for position, (name, version) in enumerate(versions.items()):
             if self._versions.get(name, self) == version:
                 continue
             try:
@@ -109,7 +110,7 @@ class _Collection:
                 continue
             self._versions[name] = version
             changed += 1
-            self._progress(50 * position // len(names))
+            self._progress(50 * position // len(versions))
         return changed
 
     def _unnamed_contents(self) -> list[tuple[bytes, object]]:
@@ -141,8 +142,9 @@ class _Collection:
             return 0
         if not self._dry_run:
             return self._store.free_blocks(source, keep)
-        layer = self._store.layer(source)
-        return sum(layer.load_pages(index).bit_count() * PAGE for index, _ in layer.blocks() if index not in keep)
+        layer, is_kept = self._store.layer(source), lookup(keep)
+        gone = (one for one in layer.blocks() if not is_kept(one[0]))
+        return sum((layer.load_pages(index) if pages is None else pages).bit_count() * PAGE for index, pages in gone)
 
     def _sweep_contents(self, suspects: list[tuple[bytes, object]]) -> int:
         removed = 0

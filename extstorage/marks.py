@@ -3,6 +3,7 @@
 
 Ten thousand clones of one image name the same blocks; so equal tables are looked at once, and no loop runs over
 entries: a column of a map becomes, by bytes.translate() and int(), a bitmap for each layer, and bitmaps are united.
+Large ones are kept packed, and when all together are too large, further layers are kept whole this time.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ import hashlib
 import random
 import struct
 import sys
+import zlib
+from array import array
 from collections.abc import Iterator
 from itertools import chain
 
+from extstorage.bitmaps import bits_of
 from extstorage.maps import DEPTH, DIGEST, Source, VolumeMap
 
 _ENTRY = 4
@@ -21,17 +25,14 @@ _BITS = 28
 _CHUNK = DIGEST << 16
 _MOST_RECENT = 1 << 18
 
+#: Blocks of a map that are looked at together: more need more memory, fewer more time.
+_PART = 1 << 20
 
-class Blocks:
-    """Indexes of blocks, a bit for each."""
+#: Bits that are worth packing.
+_LONG = 1 << 15
 
-    def __init__(self, bits: int) -> None:
-        self._bytes = bits.to_bytes(-(-bits.bit_length() // 8), "little")
-
-    def __contains__(self, index: object) -> bool:
-        assert isinstance(index, int)
-        at = index >> 3
-        return at < len(self._bytes) and bool(self._bytes[at] >> (index & 7) & 1)
+#: Bytes of all bitmaps.
+_ROOM = 96 << 20
 
 
 class Marks:
@@ -39,7 +40,9 @@ class Marks:
 
     def __init__(self) -> None:
         self._current: set[Source] = set()
-        self._frozen: dict[Source, int] = {}
+        self._frozen: dict[Source, int | bytes] = {}
+        self._whole: set[Source] = set()
+        self._size = 0
         self._contents = _Contents()
         self._seen: set[bytes] = set()
 
@@ -53,19 +56,35 @@ class Marks:
                 self._frozen.setdefault(source, 0)
             self._contents.add(volume_map.digests)
             for source, bits in blocks_of_layers(volume_map):
-                self._frozen[source] |= bits
+                self._unite(source, bits)
+
+    def _unite(self, source: Source, bits: int) -> None:
+        if source in self._whole:
+            return
+        old = self._frozen[source]
+        packed = _packed(_unpacked(old) | bits)
+        self._size += _size(packed) - _size(old)
+        if self._size <= _ROOM:
+            self._frozen[source] = packed
+            return
+        self._whole.add(source)
+        self._frozen[source] = 0
+        self._size -= _size(packed)
 
     def names(self, source: Source) -> bool:
         """Whether any map needs this layer."""
         return source in self._current or source in self._frozen
 
-    def blocks(self, source: Source) -> Blocks | None:
-        """The blocks of a frozen layer that maps name; None when a volume writes the layer and needs all of it."""
-        return None if source in self._current else Blocks(self._frozen.get(source, 0))
+    def blocks(self, source: Source) -> int | None:
+        """The blocks of a frozen layer that maps name, as a bitmap; None when all of it shall stay.
+
+        For a volume writes it, or nobody knows, for lack of room.
+        """
+        return None if source in self._current or source in self._whole else _unpacked(self._frozen.get(source, 0))
 
     def frozen_blocks(self) -> int:
         """How many blocks of frozen layers are named."""
-        return sum(bits.bit_count() for bits in self._frozen.values())
+        return sum(_unpacked(packed).bit_count() for packed in self._frozen.values())
 
     def names_content(self, digest: bytes) -> bool:
         """Whether any map needs this content block; seldom, and never for long, true of one that none needs."""
@@ -108,36 +127,58 @@ def _digest(volume_map: VolumeMap) -> bytes:
     return digest.digest()
 
 
+def _packed(bits: int) -> int | bytes:
+    if bits.bit_length() <= _LONG:
+        return bits
+    return zlib.compress(bits.to_bytes(-(-bits.bit_length() // 8), "little"), 1)
+
+
+def _unpacked(packed: int | bytes) -> int:
+    return packed if isinstance(packed, int) else int.from_bytes(zlib.decompress(packed), "little")
+
+
+def _size(packed: int | bytes) -> int:
+    return sys.getsizeof(packed) if packed else 0
+
+
 def blocks_of_layers(volume_map: VolumeMap) -> Iterator[tuple[Source, int]]:
-    """For each layer and position in an entry, the blocks that name the layer there, as a bitmap."""
-    for depth in range(DEPTH):
-        column = volume_map.entries[depth::DEPTH]
-        if column.count(0) == len(column):
-            return
-        if sys.byteorder == "big":
-            column.byteswap()
-        data = column.tobytes()
-        planes = [_Plane(data[byte::_ENTRY]) for byte in range(_ENTRY)]
-        for number, source in enumerate(volume_map.sources, 1):
-            bits = planes[0].where(number & 255)
-            for byte in range(1, _ENTRY):
-                if bits:
-                    bits &= planes[byte].where(number >> 8 * byte & 255)
+    """Layers and blocks that name them, as bitmaps; a layer may come several times."""
+    if not volume_map.sources:
+        return
+    for start in range(0, len(volume_map.entries) // DEPTH, _PART):
+        part = volume_map.entries[start * DEPTH : (start + _PART) * DEPTH]
+        for depth in range(DEPTH):
+            column = part[depth::DEPTH]
+            if column.count(0) == len(column):
+                break
+            for number, bits in _numbers(column, len(volume_map.sources)):
+                yield volume_map.sources[number - 1], bits << start
+
+
+def _numbers(column: array[int], most: int) -> Iterator[tuple[int, int]]:
+    """For each number up to `most`, where it is in the column."""
+    if sys.byteorder == "big":
+        column.byteswap()
+    data = column.tobytes()
+    planes = [_Plane(data[byte::_ENTRY]) for byte in range(_ENTRY)]
+    for number in range(1, most + 1):
+        bits = planes[0].where(number & 255)
+        for byte in range(1, _ENTRY):
             if bits:
-                yield source, bits
+                bits &= planes[byte].where(number >> 8 * byte & 255)
+        if bits:
+            yield number, bits
 
 
 class _Plane:
     """One byte of each entry of a column."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data[::-1]
+        self._data = data
         self._found: dict[int, int] = {}
 
     def where(self, value: int) -> int:
         """A bitmap of the entries whose byte is this."""
         if value not in self._found:
-            table = bytearray(b"0" * 256)
-            table[value] = ord("1")
-            self._found[value] = int(self._data.translate(table), 2)
+            self._found[value] = bits_of(self._data, value)
         return self._found[value]

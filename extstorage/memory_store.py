@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
 
 from extstorage import maps
@@ -18,7 +18,7 @@ from extstorage.errors import AlreadyThereError, BrokenError, BusyError, HeldErr
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
 from extstorage.pages import FULL
-from extstorage.store import Holder, Info, Layer, Space
+from extstorage.store import Holder, Info, Layer, R, Space, T
 
 _NOTHING = bytes(PAGE)
 
@@ -102,8 +102,8 @@ class MemoryLayer:
         assert not self._atomic
         self._owned.update(pages)
 
-    def free_blocks(self, keep: Container[int]) -> int:
-        gone = [page for page in self._pages if page * PAGE // BLOCK not in keep]
+    def free_blocks(self, keep: int) -> int:
+        gone = [page for page in self._pages if not keep >> page * PAGE // BLOCK & 1]
         for page in gone:
             del self._pages[page]
         self._synced = dict(self._pages)
@@ -167,6 +167,7 @@ class MemoryStore:
         self._requests: set[str] = set()
         self._works: set[str] = set()
         self._mutex = threading.Lock()
+        self._locking = threading.Lock()
 
     def die(self, chance: Random) -> None:
         """The machine dies: locks and unsynced data go."""
@@ -187,6 +188,15 @@ class MemoryStore:
 
     def names(self) -> list[str]:
         return sorted(self._maps)
+
+    def possible_names(self) -> list[str]:
+        return self.names()
+
+    def versions(self) -> dict[str, object]:
+        return {name: self.map_version(name) for name in self.names()}
+
+    def each(self, work: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
+        return map(work, arguments)
 
     def exists(self, name: str) -> bool:
         return name in self._maps
@@ -263,12 +273,13 @@ class MemoryStore:
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> MemoryLock:
         self._bytes(name)
-        held = [lock for lock in self._locks.get(name, []) if not lock.released]
-        if held and not (shared and all(lock.shared for lock in held)):
-            raise HeldError(name=name, holder=self.holders.get(name) or "an unknown holder")
-        lock = MemoryLock(self, name, shared)
-        self._locks[name] = [*held, lock]
-        return lock
+        with self._locking:
+            held = [lock for lock in self._locks.get(name, []) if not lock.released]
+            if held and not (shared and all(lock.shared for lock in held)):
+                raise HeldError(name=name, holder=self.holders.get(name) or "an unknown holder")
+            lock = MemoryLock(self, name, shared)
+            self._locks[name] = [*held, lock]
+            return lock
 
     def ask_for_lock(self, name: str) -> None:
         self._requests.add(name)
@@ -304,7 +315,7 @@ class MemoryStore:
     def remove_layer(self, source: Source) -> int:
         return self._layers.pop(source, MemoryLayer()).used()
 
-    def free_blocks(self, source: Source, keep: Container[int]) -> int:
+    def free_blocks(self, source: Source, keep: int) -> int:
         return self._layers[source].free_blocks(keep)
 
     def used(self, source: Source) -> int:

@@ -386,10 +386,10 @@ def make_layer(objects: Objects, source: Source) -> RadosLayer:
     return RadosLayer(objects, source, entries)
 
 
-def indexed(objects: Objects, source: Source) -> list[int]:
+def indexed(objects: Objects, source: Source) -> int:
     """The blocks that the layer may have."""
     try:
         entries = objects.read(index_key(source), _MOST_BLOCKS)
     except NoObjectError:
-        return []
-    return [index for index, entry in enumerate(entries) if entry]
+        return 0
+    return bits_of(entries, _POSSIBLE[0], _SEEN[0])

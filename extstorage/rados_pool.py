@@ -14,8 +14,10 @@ import errno
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Self, TypeVar
 
 import rados
@@ -32,6 +34,7 @@ CONNECT_TIMEOUT = 15.0
 _FORCE = 64 | 128
 
 _WORKERS = 16
+_BATCH = 16
 _OMAP_BATCH = 1000
 
 T = TypeVar("T")
@@ -167,6 +170,7 @@ class Objects:
         self._spare = [self._open()]
         self._lock = threading.Lock()
         self._workers: ThreadPoolExecutor | None = None
+        self._working: set[threading.Thread] = set()
         self._swapped: bool | None = None
         #: The cluster has shut this client out, for good.
         self.fenced = False
@@ -185,12 +189,29 @@ class Objects:
                 io.close()
             self._spare.clear()
 
-    def parallel(self, function: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
-        """Call for each, several at a time, in order."""
+    def parallel(self, work: Callable[[T], R], arguments: Iterable[T]) -> Iterator[R]:
+        """Call for each, several at a time, in order. Arguments are taken as needed: there may be millions."""
+        if threading.current_thread() in self._working:
+            # A worker that waits for others could wait for ever.
+            yield from map(work, arguments)
+            return
         with self._lock:
             if self._workers is None:
-                self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="rados")
-        return self._workers.map(function, arguments)
+                self._workers = ThreadPoolExecutor(_WORKERS, "rados", self._enter_worker)
+        running: deque[Future[list[R]]] = deque()
+        try:
+            for some in _batches(arguments):
+                running.append(self._workers.submit(_each, work, some))
+                if len(running) > 2 * _WORKERS:
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+        finally:
+            for future in running:
+                future.cancel()
+
+    def _enter_worker(self) -> None:
+        self._working.add(threading.current_thread())
 
     def _failed(self, error: rados.Error, key: str) -> Exception:
         number = abs(int(getattr(error, "errno", 0) or 0))
@@ -372,6 +393,19 @@ class Objects:
             except rados.Error as error:
                 raise self._failed(error, key) from None
             return {name: bytes(value or b"") for name, value in pairs}
+
+
+def _batches(arguments: Iterable[T]) -> Iterator[list[T]]:
+    """The first ones by themselves; of many, several together, for handing over costs about as much as a call."""
+    left = iter(arguments)
+    for one in islice(left, 4 * _WORKERS):
+        yield [one]
+    while some := list(islice(left, _BATCH)):
+        yield some
+
+
+def _each(work: Callable[[T], R], some: Sequence[T]) -> list[R]:
+    return [work(one) for one in some]
 
 
 def _reason(error: rados.Error) -> str:

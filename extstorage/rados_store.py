@@ -30,10 +30,12 @@ import secrets
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from extstorage import maps
+from extstorage.bitmaps import indexes_of, runs_of
 from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, BusyError, HeldError, NoSuchVolumeError
 from extstorage.maps import HEADER, MAGIC, Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
@@ -52,7 +54,7 @@ from extstorage.rados_layers import (
 )
 from extstorage.rados_locks import HeldLock, Identity, Locks
 from extstorage.rados_pool import Change, Client, Objects
-from extstorage.store import Info, Layer, Space, decode_info, encode_info
+from extstorage.store import Info, Layer, R, Space, T, decode_info, encode_info
 from extstorage.stores import RadosSpec
 
 KIND = "snf-archipelago"
@@ -78,6 +80,12 @@ _ELSEWHERE = re.compile(rb"SNFBODY\n([0-9a-f]{16} [0-9]{1,4}) ([0-9a-f]{8})\n")
 _NOTE = re.compile(rb"([0-9a-f]{16}) ([0-9]{1,4})")
 _LARGEST_HEADER = 4096
 _TRIES = 5
+
+#: Changes of an index at a time.
+_MOST_RUNS = 1000
+
+#: Blocks of a layer that are asked for what they occupy.
+_SAMPLE = 256
 
 #: Tables of content blocks: with 16 TiB of content, 65000 entries in each.
 _SHARDS = 64
@@ -142,10 +150,18 @@ class RadosStore:
     # Maps.
 
     def names(self) -> list[str]:
-        entered = sorted(self._objects.entries(_NAMES))
-        return [
-            name for name, there in zip(entered, self._objects.parallel(self.exists, entered), strict=True) if there
-        ]
+        return list(self.versions())
+
+    def possible_names(self) -> list[str]:
+        return sorted(self._objects.entries(_NAMES))
+
+    def versions(self) -> dict[str, object]:
+        entered = self.possible_names()
+        found = zip(entered, self.each(self.map_version, entered), strict=True)
+        return {name: version for name, version in found if version is not None}
+
+    def each(self, work: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
+        return self._objects.parallel(work, arguments)
 
     def exists(self, name: str) -> bool:
         return self.map_version(name) is not None
@@ -374,22 +390,28 @@ class RadosStore:
             lock.release()
 
     def tidy(self, *, dry_run: bool = False) -> int:
-        """Names without a head, left by creations that died: with the store's lock held, there are no others.
+        """Names without a head, left by creations that died, and bodies that were shared, of which no head is left.
 
-        And the bodies that were shared, of which no head is left.
+        What seems to be such is looked at once more under the store's lock, under which none comes or goes.
         """
-        names = list(self._objects.entries(_NAMES))
-        heads = dict(zip(names, self._objects.parallel(self._beginning, names), strict=True))
-        left = [name for name, head in heads.items() if head is None]
-        unused = self._unused_bodies({name: head for name, head in heads.items() if head is not None})
-        if not dry_run:
-            for name in left:
+        if not any(self._leftovers()):
+            return 0
+        with self.locked():
+            names, bodies = self._leftovers()
+            for name in [] if dry_run else names:
                 self._forget_leftovers(name)
                 self._forget_name(name)
-            for body in unused:
-                self._remove_body(body)
-                self._objects.drop_entry(_BODIES, body.generation)
-        return len(left) + len(unused)
+        # Nor can a head name them again.
+        for body in [] if dry_run else bodies:
+            self._remove_body(body)
+            self._objects.drop_entry(_BODIES, body.generation)
+        return len(names) + len(bodies)
+
+    def _leftovers(self) -> tuple[list[str], list[Body]]:
+        names = self.possible_names()
+        heads = dict(zip(names, self.each(self._beginning, names), strict=True))
+        bodies = self._unused_bodies({name: head for name, head in heads.items() if head is not None})
+        return [name for name, head in heads.items() if head is None], bodies
 
     def _beginning(self, name: str) -> bytes | None:
         try:
@@ -459,28 +481,35 @@ class RadosStore:
         self._objects.drop_entry(LAYERS, stem_of(source))
         return freed
 
-    def free_blocks(self, source: Source, keep: Container[int]) -> int:
-        gone = [index for index in indexed(self._objects, source) if index not in keep]
+    def free_blocks(self, source: Source, keep: int) -> int:
+        gone = indexed(self._objects, source) & ~keep
         freed = self._free(source, gone)
-        for start in range(0, len(gone), 1000):
+        left = runs_of(gone)
+        while runs := list(islice(left, _MOST_RUNS)):
             change = Change()
-            for index in gone[start : start + 1000]:
-                change.write(index, b"\0")
+            for first, end in runs:
+                change.write(first, bytes(end - first))
             self._objects.apply(index_key(source), change, force=True)
         return freed
 
-    def _free(self, source: Source, indexes: list[int]) -> int:
+    def _free(self, source: Source, blocks: int) -> int:
         def free(index: int) -> int:
             size = self._block_used(source, index)
             return size if self._objects.remove(data_key(source, index)) else 0
 
-        return sum(self._objects.parallel(free, indexes))
+        return sum(self._objects.parallel(free, indexes_of(blocks)))
 
     def used(self, source: Source) -> int:
+        """Each block tells its own. Of many, some are asked, and the rest is taken to be alike."""
+
         def used(index: int) -> int:
             return self._block_used(source, index)
 
-        return sum(self._objects.parallel(used, indexed(self._objects, source)))
+        blocks = indexed(self._objects, source)
+        count = blocks.bit_count()
+        asked = islice(indexes_of(blocks), None, None, max(1, count // _SAMPLE))
+        found = list(self._objects.parallel(used, asked))
+        return sum(found) * count // max(1, len(found))
 
     def _block_used(self, source: Source, index: int) -> int:
         try:

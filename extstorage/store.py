@@ -16,13 +16,16 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from extstorage.errors import BrokenError
 from extstorage.maps import Source, VolumeMap
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Info(NamedTuple):
@@ -164,6 +167,15 @@ class Store(Protocol):
 
     def names(self) -> list[str]: ...
 
+    def possible_names(self) -> list[str]:
+        """The same, and those that one who died left behind, or that are just coming or going: cheap."""
+
+    def versions(self) -> dict[str, object]:
+        """The names, each with what `map_version` says of it."""
+
+    def each(self, work: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
+        """Call for each, in order; several at a time where that is faster."""
+
     def exists(self, name: str) -> bool: ...
 
     def read_map(self, name: str) -> VolumeMap: ...
@@ -178,7 +190,7 @@ class Store(Protocol):
         """The map before the last `write_map`, for repairs; None where none is kept, or after a collection."""
 
     def forget_previous_maps(self) -> None:
-        """To be called before a collection frees what only they name. Needs the store's lock."""
+        """To be called before a collection frees what only they name, and after it has read the maps."""
 
     def map_version(self, name: str) -> object:
         """A value that differs after `write_map`."""
@@ -206,7 +218,7 @@ class Store(Protocol):
         """Held during work of which there is one at a time, such as a collection; raises BusyError at once."""
 
     def tidy(self, *, dry_run: bool = False) -> int:
-        """Remove what killed creations and removals left; answers with how many there were. Needs the store's lock."""
+        """Remove what killed creations and removals left; answers with how many there were. Takes the store's lock."""
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> VolumeLock:
         """Raises HeldError when somebody else has it: at once if they are known to live, else after `patience`."""
@@ -226,8 +238,8 @@ class Store(Protocol):
     def remove_layer(self, source: Source) -> int:
         """Answers with the bytes freed."""
 
-    def free_blocks(self, source: Source, keep: Container[int]) -> int:
-        """Give back the blocks of a frozen layer that are not in `keep`; answers with the bytes freed.
+    def free_blocks(self, source: Source, keep: int) -> int:
+        """Give back the blocks of a frozen layer that are not in the bitmap `keep`; answers with the bytes freed.
 
         Done again, it frees nothing and costs little.
         """

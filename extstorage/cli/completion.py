@@ -23,7 +23,7 @@ def names(kind: str, **known: object) -> list[str]:
     found: list[str] = []
     for name in [given] if (given := getattr(known.get("parsed_args"), "store", "")) else stores():
         with contextlib.suppress(Error, OSError), apply.using_store(apply.site(), name) as store:
-            found += [item.name for item in catalog.items(store, *((kind, "broken") if kind else ()))]
+            found += catalog.names_of(store, kind, str(known.get("prefix", "")))
     return found
 
 

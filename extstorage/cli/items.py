@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.output import print_facts, print_json, print_rows
 from extstorage.cli.place import here, store_of, stores_meant
-from extstorage.errors import ServerError
+from extstorage.errors import NoSuchVolumeError, ServerError
 from ganeti_plugin.errors import Error, StateError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from extstorage.servers import Site
     from extstorage.store import Store
 
-COLUMNS = ("name", "size", "used", "origin", "created")
+COLUMNS = ("name", "size", "origin", "created")
 
 
 #: Facts that people are told only if there is something to tell; programs always.
@@ -54,7 +55,10 @@ def origins(**known: object) -> list[str]:
 
 
 def add_listing(group: Group, kind: str) -> None:
-    group.add("list", f"list the {kind}s", functools.partial(_list, kind), json=True)
+    parser = group.add("list", f"list the {kind}s", functools.partial(_list, kind), json=True)
+    parser.add_argument(
+        "--used", action="store_true", help="also ask for the space that each occupies, which takes longer"
+    )
 
 
 def add_showing(group: Group, kind: str, name: str, text: str) -> None:
@@ -74,7 +78,7 @@ def _list(kind: str, options: Options) -> None:
     failed = False
     for name in stores_meant(site, options):
         try:
-            rows += _rows(site, name, kind)
+            rows += _rows(site, name, kind, used=options.used)
         except Error as error:
             if options.store:
                 raise
@@ -83,7 +87,8 @@ def _list(kind: str, options: Options) -> None:
     if options.json:
         print_json(rows)
     else:
-        print_rows(COLUMNS if len(site.stores) == 1 else ("store", *COLUMNS), rows)
+        columns = (*COLUMNS[:2], "used", *COLUMNS[2:]) if options.used else COLUMNS
+        print_rows(columns if len(site.stores) == 1 else ("store", *columns), rows)
         for row in rows:
             if row.get("fault"):
                 print(f"warning: {row['fault']}", file=sys.stderr)
@@ -91,11 +96,13 @@ def _list(kind: str, options: Options) -> None:
         raise IncompleteError(what=f"{kind}s")
 
 
-def _rows(site: Site, store_name: str, kind: str) -> list[Mapping[str, object]]:
+def _rows(site: Site, store_name: str, kind: str, *, used: bool) -> list[Mapping[str, object]]:
     from extstorage import apply, catalog
 
     with apply.using_store(site, store_name) as store:
-        return [{"store": store_name, **_row(store, item)} for item in catalog.items(store, kind, "broken")]
+        items = catalog.items(store, kind)
+        found = store.each(lambda item: _used(store, item), items) if used else [{}] * len(items)
+        return [{"store": store_name, **_row(item), **more} for item, more in zip(items, found, strict=True)]
 
 
 def _show(kind: str, options: Options) -> None:
@@ -104,7 +111,8 @@ def _show(kind: str, options: Options) -> None:
     site = here(options)
     store_name = store_of(site, options, options.name, kind)
     with apply.using_store(site, store_name) as store:
-        row = {"store": store_name, **_row(store, catalog.item(store, options.name, kind, kind))}
+        item = catalog.item(store, options.name, kind, kind)
+        row = {"store": store_name, **_row(item), **_used(store, item)}
         if kind != "volume":
             row |= _hash(store, options.name)
     row |= _attachment(site, options.name)
@@ -118,7 +126,7 @@ def _show(kind: str, options: Options) -> None:
 def _hash(store: Store, name: str) -> Mapping[str, object]:
     from extstorage.content import root_of_map
 
-    root = root_of_map(store.read_map(name))
+    root = None if store.read_heads(name).sources else root_of_map(store.read_map(name))
     return {"hash": root.hex() if root else ""}
 
 
@@ -148,16 +156,21 @@ def _remove(kind: str, options: Options) -> None:
     print(f"{options.name}: {kind} removed")
 
 
-def _row(store: Store, item: Item) -> Mapping[str, object]:
-    """One thing for a listing or for JSON, whose keys are always the same; sizes in bytes."""
+def _used(store: Store, item: Item) -> Mapping[str, object]:
     from extstorage import catalog
 
+    with contextlib.suppress(NoSuchVolumeError):
+        return {"used": 0 if item.fault else catalog.used(store, item.name)}
+    return {"used": 0}
+
+
+def _row(item: Item) -> Mapping[str, object]:
+    """One thing for a listing or for JSON, whose keys are always the same; sizes in bytes."""
     facts = item.facts
     return {
         "name": item.name,
         "kind": item.kind,
         "size": item.size,
-        "used": 0 if item.fault else catalog.used(store, item.name),
         "origin": facts.origin,
         "created": facts.created,
         "properties": dict(facts.properties),

@@ -7,10 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from extstorage import catalog, fsck, gc
-from extstorage.names import BLOCK, PAGE
-from extstorage.rados_pool import Change
-from extstorage.scrub import scrub
+from extstorage import catalog, gc
+from extstorage.names import BLOCK
 from extstorage.session import Session
 from extstorage.stores import RadosSpec
 from tests.datapath.history import read, snapshot, stress, write
@@ -53,29 +51,3 @@ def test_blocks_that_a_whole_block_hides_are_freed_once(world: RadosWorld) -> No
         catalog.remove(store, name)
     gc.collect(store)
     assert list(store.layers()) == []
-
-
-def test_looking_at_a_volume_in_use_hides_no_write_from_its_next_server(world: RadosWorld) -> None:
-    """Between a block's entry in the index and its object there is nothing, but there soon will be."""
-    ours, other = world.open(), world.open()
-    catalog.create_volume(ours, "vol", BLOCK)
-    writer = ours.layer(ours.read_map("vol").current, writable=True)
-    real = ours._objects.apply
-
-    def apply(key: str, change: Change, *, force: bool = False) -> None:
-        if key.startswith("data."):
-            assert fsck.check(other) == []
-            scrub(other, lambda _done, _all: None)
-            gc.collect(other, dry_run=True)
-        real(key, change, force=force)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ours._objects, "apply", apply)
-        writer.write(0, 0, memoryview(b"x" * PAGE), 1)
-    assert read(other, "vol", 0)[:1] == b"x"
-    session = Session(other, "vol")
-    session.open(True)
-    buffer = bytearray(PAGE)
-    session.readinto(memoryview(buffer), 0)
-    session.shutdown()
-    assert bytes(buffer) == b"x" * PAGE

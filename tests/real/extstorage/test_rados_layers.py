@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from extstorage import catalog, fsck
+from extstorage.bitmaps import indexes_of
 from extstorage.maps import Source
 from extstorage.names import BLOCK, PAGE
 from extstorage.pages import mask_of
@@ -46,6 +47,10 @@ def changes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
+def entered(store: RadosStore) -> list[int]:
+    return list(indexes_of(indexed(store._objects, SOURCE)))
+
+
 def write(layer: RadosLayer, index: int) -> None:
     layer.write(index, 0, memoryview(bytes([index % 255 + 1]) * PAGE), PAGES)
 
@@ -68,8 +73,8 @@ def test_lonely_blocks_are_entered_alone(layer: RadosLayer, rados_store: RadosSt
     lonely = [7, 64, 64 + 63, 5000]
     for index in lonely:
         write(layer, index)
-    assert set(indexed(rados_store._objects, SOURCE)) <= {*lonely, 127}
-    assert len(indexed(rados_store._objects, SOURCE)) == 4
+    assert set(entered(rados_store)) <= {*lonely, 127}
+    assert len(entered(rados_store)) == 4
 
 
 def test_at_most_half_of_what_is_entered_was_in_vain(layer: RadosLayer, rados_store: RadosStore) -> None:
@@ -79,18 +84,17 @@ def test_at_most_half_of_what_is_entered_was_in_vain(layer: RadosLayer, rados_st
         index = chance.randrange(256)
         write(layer, index)
         written.add(index)
-        entered = indexed(rados_store._objects, SOURCE)
-        assert written <= set(entered)
-        assert len(entered) <= 2 * len(written)
+        assert written <= set(entered(rados_store))
+        assert len(entered(rados_store)) <= 2 * len(written)
 
 
 def test_who_opens_the_layer_sees_only_what_was_written(layer: RadosLayer, rados_store: RadosStore) -> None:
     for index in (0, 1, 3, 2, 200):
         write(layer, index)
-    assert len(indexed(rados_store._objects, SOURCE)) > 5
+    assert len(entered(rados_store)) > 5
     again = make_layer(rados_store._objects, SOURCE)
     assert set(again.present(alone=True)) == {0, 1, 2, 3, 200}
-    assert indexed(rados_store._objects, SOURCE) == [0, 1, 2, 3, 200]
+    assert entered(rados_store) == [0, 1, 2, 3, 200]
     # What was taken out can be written again.
     write(again, 4)
     assert set(make_layer(rados_store._objects, SOURCE).present()) == {0, 1, 2, 3, 4, 200}

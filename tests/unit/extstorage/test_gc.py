@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from extstorage import catalog, gc, maps
+from extstorage.bitmaps import indexes_of
 from extstorage.errors import BrokenError, BusyError, HeldError
 from extstorage.files_store import FilesStore, create_store
 from extstorage.maps import CONTENT, DEPTH, Source
@@ -61,12 +62,31 @@ def test_marks_are_what_maps_name(seed: int, most: int) -> None:
         assert marks.names(source)
         kept = marks.blocks(source)
         assert kept is not None
-        assert {index for index in range(50) if index in kept} == indexes
+        assert set(indexes_of(kept)) == indexes
     for volume_map in added:
         assert marks.names(volume_map.current) is not volume_map.read_only
         assert volume_map.read_only or marks.blocks(volume_map.current) is None
     assert not marks.names_content(bytes(32))
     assert not marks.names(Source(bytes(16), 1))
+
+
+def test_maps_of_many_blocks_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extstorage.marks._PART", 3)
+    monkeypatch.setattr("extstorage.marks._LONG", 8)
+    test_marks_are_what_maps_name(5, 300)
+
+
+def test_layers_for_whose_blocks_there_is_no_room_are_kept_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("extstorage.marks._ROOM", 200)
+    marks = Marks()
+    sources = tuple(Source(bytes([number]) * 16, 1) for number in range(20))
+    entries = array("I", [number for index in range(20) for number in (index + 1, 0, 0, 0)])
+    marks.add(maps.VolumeMap(20 * BLOCK, bytes(16), 2, True, sources, entries))
+    found = [marks.blocks(source) for source in sources]
+    assert all(marks.names(source) for source in sources)
+    assert all(kept in (None, 1 << index) for index, kept in enumerate(found))
+    assert None in found
+    assert found[0] == 1
 
 
 # One thing at a time.

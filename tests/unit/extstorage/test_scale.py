@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What is asked of a store does not grow with it, where only one thing is meant; what is counted is calls, not time."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from extstorage import catalog, gallery, gc
+from extstorage.errors import HeldError
+from extstorage.memory_store import MemoryStore
+from extstorage.names import BLOCK
+from extstorage.session import Session
+from extstorage.store import Info, Store
+from tests.datapath.history import snapshot, write
+
+FEW, MANY = 10, 1000
+
+_MAPS = ("read_map", "read_heads", "read_info", "map_version", "exists", "used")
+_ASKING = (*_MAPS, "names", "possible_names", "versions")
+
+
+class Counting(MemoryStore):
+    """Counts what is asked of it, and what is done while its lock is held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: Counter[str] = Counter()
+        self.asked_locked: Counter[str] = Counter()
+        self._is_locked = False
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _ASKING:
+            self.asked[name] += 1
+            if self._is_locked:
+                self.asked_locked[name] += 1
+        return super().__getattribute__(name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        with super().locked():
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
+
+
+def filled(count: int) -> Counting:
+    store = Counting()
+    catalog.create_volume(store, "vol", BLOCK, cname="disk")
+    write(store, "vol", 0)
+    snapshot(store, "vol", "golden")
+    for number in range(count):
+        catalog.create_volume(store, f"clone{number}", BLOCK, origin="golden", cname=f"disk{number}")
+    store.asked.clear()
+    store.asked_locked.clear()
+    return store
+
+
+def _snapshot(store: Store) -> None:
+    session = Session(store, "vol")
+    session.snapshot("another", Info(created=1.0))
+    session.shutdown()
+
+
+def _grow(store: Store) -> None:
+    session = Session(store, "vol")
+    session.grow(2 * BLOCK)
+    session.shutdown()
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        lambda store: catalog.create_volume(store, "new", BLOCK, origin="golden"),
+        lambda store: catalog.remove(store, "clone1"),
+        lambda store: catalog.item(store, "clone1", "volume", "volume"),
+        lambda store: catalog.used(store, "clone1"),
+        lambda store: catalog.adopt(store, "clone1", "new", BLOCK),
+        lambda store: gallery.rename(store, "clone1", "new", "volume"),
+        _snapshot,
+        _grow,
+    ],
+)
+def test_an_action_on_one_volume_costs_the_same_whatever_else_there_is(action: Callable[[Store], object]) -> None:
+    asked = []
+    for count in (FEW, MANY):
+        store = filled(count)
+        action(store)
+        asked.append(store.asked)
+    assert asked[0] == asked[1]
+
+
+def test_a_collection_reads_each_map_once_and_none_under_the_lock() -> None:
+    store = filled(FEW)
+    gc.collect(store)
+    assert store.asked["read_map"] == FEW + 2
+    assert store.asked_locked["read_map"] == 0
+    assert store.asked_locked["versions"] == 1
+
+
+def test_completion_looks_at_what_begins_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(FEW)
+    assert catalog.names_of(store, "volume", "clone3") == ["clone3"]
+    assert store.asked["read_heads"] == 1
+    assert catalog.names_of(store, "snapshot", "") == ["golden"]
+    monkeypatch.setattr(catalog, "_MOST_COMPLETIONS", FEW - 1)
+    store.asked.clear()
+    assert len(catalog.names_of(store, "snapshot", "")) == FEW + 2
+    assert not store.asked["read_heads"]
+
+
+def test_who_waits_for_a_volume_keeps_nobody_waiting_for_the_store() -> None:
+    """A holder that died may be waited for, for a whole lease."""
+    store = filled(FEW)
+    was_free = []
+
+    def lock_volume(name: str, **_more: object) -> Any:
+        thread = threading.Thread(target=lambda: was_free.append(_can_be_locked(store)))
+        thread.start()
+        thread.join()
+        raise HeldError(name=name, holder="somebody")
+
+    store.lock_volume = lock_volume  # type: ignore[method-assign]
+    for action in (
+        lambda: catalog.remove(store, "clone1"),
+        lambda: catalog.adopt(store, "clone1", "new", BLOCK),
+        lambda: gallery.rename(store, "clone1", "new", "volume"),
+    ):
+        with pytest.raises(HeldError):
+            action()
+    assert was_free == [True, True, True]
+
+
+def _can_be_locked(store: MemoryStore) -> bool:
+    found = store._mutex.acquire(blocking=False)
+    if found:
+        store._mutex.release()
+    return found

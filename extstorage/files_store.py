@@ -274,6 +274,27 @@ def _checksum(record: bytes, index: int) -> bytes:
     return zlib.crc32(record, index & 0xFFFFFFFF).to_bytes(4, "little")
 
 
+class _FileSystem:
+    """One syncfs(2) for many files, instead of an fsync(2) for each.
+
+    To be opened before they are written: then it hears of each error, also if somebody else has heard of it before.
+    """
+
+    _descriptor = -1
+
+    def __init__(self, directory: Path) -> None:
+        self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+    def sync(self) -> None:
+        if _libc.syncfs(self._descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
 class FileLock:
     """flock(2) on a volume's lock file, whose content is the record of its holder."""
 
@@ -317,6 +338,8 @@ class FilesStore:
         self._content = directory / "content"
         self._new_contents: dict[bytes, Path] = {}
         self._contents_unsynced = False
+        self._contents_failure: Exception | None = None
+        self._file_system: _FileSystem | None = None
         self._contents_syncing = threading.Lock()
         self._contents_mutex = threading.Lock()
 
@@ -575,6 +598,8 @@ class FilesStore:
     def put_content(self, digest: bytes, data: memoryview) -> bool:
         path = self._content_path(digest)
         with self._contents_mutex:
+            if self._file_system is None:
+                self._file_system = _FileSystem(self._content)
             if digest in self._new_contents:
                 return False
         if self._touch(path):
@@ -618,14 +643,22 @@ class FilesStore:
         """A block gets its name only when it is durable: a name of which the bytes are lost would be taken for it."""
         # One after the other: a thread that has nothing to do must not be done before the one that does it.
         with self._contents_syncing:
+            if self._contents_failure is not None:
+                # The kernel reports lost pages once; after that, this process may not claim anything again.
+                raise self._contents_failure
             with self._contents_mutex:
                 new, self._new_contents = self._new_contents, {}
                 unsynced, self._contents_unsynced = self._contents_unsynced or bool(new), False
-            if unsynced:
+            if not unsynced:
+                return
+            try:
                 self._sync_file_system()
-            if new:
-                self._name_contents(new)
-                self._sync_file_system()
+                if new:
+                    self._name_contents(new)
+                    self._sync_file_system()
+            except Exception as error:
+                self._contents_failure = error
+                raise
 
     def _name_contents(self, new: Mapping[bytes, Path]) -> None:
         folders = set()
@@ -638,14 +671,8 @@ class FilesStore:
                 os.rename(temporary, path)
 
     def _sync_file_system(self) -> None:
-        """One syncfs(2) for many files, instead of an fsync(2) for each."""
-        descriptor = os.open(self._content, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            if _libc.syncfs(descriptor):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
-        finally:
-            os.close(descriptor)
+        assert self._file_system is not None
+        self._file_system.sync()
 
     def contents(self) -> Iterator[tuple[bytes, object]]:
         """Folder by folder: there may be millions."""

@@ -7,7 +7,9 @@
 A holder renews its entry every third of its lease. One who wants the lock takes over a holder
 
 - that is a process of this machine (same boot, same process namespace) and has ended: at once;
-- whose beat stood still for a whole lease, by the clock of the one who waits: no clocks are compared.
+- whose beat stood still for a whole lease, by the clock of the one who waits: no clocks are compared. Time in which the
+  waiting one saw nothing, because the cluster did not answer or it was stopped itself, does not count: then the holder
+  may not have been able to renew, either.
 
 Before it enters itself, it has the cluster shut out the RADOS client of the one it takes over (the OSDs' blocklist). So
 a holder that was only slow, or that comes back, can't write; not even what it had sent already. Readers of snapshots
@@ -158,9 +160,11 @@ class Locks:
     def take(self, key: str, name: str, *, shared: bool = False, patience: float = 0.0) -> HeldLock:
         """Raises HeldError: at once if a holder is known to live, else after `patience` seconds."""
         deadline = time.monotonic() + patience
-        watch = _Watch()
+        watch = _Watch(self._lease / 2)
         while True:
+            asked = time.monotonic()
             state, version = self._load(key)
+            deadline += watch.looked(asked)
             living = self._living(state, shared, watch)
             if not living:
                 entry = self._new_entry()
@@ -319,23 +323,36 @@ class Locks:
 
 
 class _Watch:
-    """What one who waits has seen of the holders."""
+    """What one who waits has seen of the holders. `blink`: seconds without a look after which it begins anew."""
 
-    def __init__(self) -> None:
+    def __init__(self, blink: float) -> None:
+        self._blink = blink
+        self._asked = self._looked = time.monotonic()
         self._seen: dict[str, tuple[int, float]] = {}
         self._alive: set[str] = set()
         self.dead: set[str] = set()
 
+    def looked(self, asked: float) -> float:
+        """A look at the record began then and ended now; answers with the seconds for which nothing was seen."""
+        now = time.monotonic()
+        unseen = now - self._looked
+        self._asked, self._looked = asked, now
+        if unseen <= self._blink:
+            return 0.0
+        self._seen = {key: (beat, now) for key, (beat, _) in self._seen.items()}
+        return unseen
+
     def is_dead(self, entry: Entry, lease: float) -> bool:
-        key, beat, now = str(entry["id"]), int(entry["beat"]), time.monotonic()
+        key, beat = str(entry["id"]), int(entry["beat"])
         identity = _identity_of(entry)
         if key in self.dead or identity.has_ended() or (identity == Identity.own() and key not in _OURS):
             return True
-        before = self._seen.setdefault(key, (beat, now))
+        before = self._seen.setdefault(key, (beat, self._looked))
         if before[0] != beat:
             self._alive.add(key)
-            self._seen[key] = (beat, now)
-        return before[0] == beat and now - before[1] >= lease
+            self._seen[key] = (beat, self._looked)
+        # Between the end of the first look and the beginning of this one: what came in between is known.
+        return before[0] == beat and self._asked - before[1] >= lease
 
     def knows(self, living: list[Entry]) -> bool:
         """Whether one of them certainly lives, so that waiting is pointless."""

@@ -436,7 +436,9 @@ class RadosStore:
         lock = self._locks.take(f"lock.{name}", name, shared=shared, patience=patience)
         if not self.exists(name):
             lock.release()
-            self._objects.remove(f"lock.{name}")
+            # As we left it: a new volume may have got the name, and its holder the lock.
+            with contextlib.suppress(NoObjectError, ChangedObjectError):
+                self._objects.apply(lock.key, Change().at_version(lock.version).remove(), force=True)
             raise self._no_such(name)
         return lock
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -13,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from extstorage import catalog, stores
-from extstorage.errors import FencedClientError, HeldError
+from extstorage import catalog, rados_locks, stores
+from extstorage.errors import FencedClientError, HeldError, NoSuchVolumeError
 from extstorage.names import BLOCK, PAGE
-from extstorage.rados_locks import Identity, machine
+from extstorage.rados_locks import HeldLock, Identity, Locks, machine
+from extstorage.rados_pool import Change
 from extstorage.rados_store import RadosStore, create_store, open_store
 from extstorage.session import Session
 from extstorage.stores import RadosSpec
@@ -206,3 +208,94 @@ def test_one_who_is_about_to_release_is_not_dead(
     assert store.exists("vol")
     other.lock_volume("vol").release()
     other.close()
+
+
+def test_a_lock_is_not_removed_under_the_next_volume_of_that_name(
+    store: RadosStore, spec: RadosSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who came too late for a removed volume cleans up; meanwhile there is a new one, with a server."""
+    other = open_store(spec)
+    take, release = store._locks.take, HeldLock.release
+
+    def take_too_late(*arguments: Any, **more: Any) -> HeldLock:
+        catalog.remove(other, "vol")
+        monkeypatch.setattr(HeldLock, "release", release_early)
+        return take(*arguments, **more)
+
+    def release_early(lock: HeldLock) -> None:
+        monkeypatch.setattr(HeldLock, "release", release)
+        lock.release()
+        catalog.create_volume(other, "vol", BLOCK)
+        other.lock_volume("vol")
+
+    monkeypatch.setattr(store._locks, "take", take_too_late)
+    with pytest.raises(NoSuchVolumeError):
+        store.lock_volume("vol")
+    monkeypatch.undo()
+    with pytest.raises(HeldError):
+        store.lock_volume("vol")
+    other.close()
+
+
+class Clock:
+    """Time that passes when somebody sleeps, or waits for the cluster."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    time = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Silence:
+    """A client of a cluster that once does not answer for a while, to anybody."""
+
+    fenced = False
+    place = "a store"
+    address = "here"
+
+    def __init__(self, clock: Clock, lives: bool) -> None:
+        self.objects = self
+        self.shut_out: list[str] = []
+        self._clock = clock
+        self._lives = lives
+        self._looks = 0
+        self._beat = 1
+
+    def read_versioned(self, _key: str, _length: int) -> tuple[bytes, int]:
+        self._looks += 1
+        if self._looks == 5:
+            self._clock.now += 30
+        elif self._lives and self._looks > 5 and not self._looks % 50:
+            self._beat += 1  # it renews as soon as it can
+        entry = {**Identity("elsewhere", "boot", 1, 1)._asdict(), "id": "i", "since": 0.0, "address": "there"}
+        return json.dumps({"exclusive": {**entry, "lease": 15.0, "beat": self._beat}}).encode(), 7
+
+    def apply_versioned(self, _key: str, change: Change, *, force: bool) -> int:
+        change.op.release()
+        return 8 + force
+
+    def fence(self, address: str, _seconds: int) -> None:
+        self.shut_out.append(address)
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_time_in_which_the_cluster_was_silent_does_not_count(monkeypatch: pytest.MonkeyPatch, lives: bool) -> None:
+    """Neither against a holder, who could not renew, nor against the patience of the one who waits for a dead one."""
+    clock = Clock()
+    client = Silence(clock, lives)
+    monkeypatch.setattr(rados_locks, "time", clock)
+    locks = Locks(client, 15.0, Identity.own())  # type: ignore[arg-type]
+    if lives:
+        with pytest.raises(HeldError):
+            locks.take("key", "vol", patience=23.5)
+        assert client.shut_out == []
+    else:
+        locks.take("key", "vol", patience=23.5)
+        assert client.shut_out == ["there"]
+    locks.close()

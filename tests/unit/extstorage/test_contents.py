@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import catalog, maps
+from extstorage import catalog, files_store, maps
 from extstorage.errors import BrokenError
-from extstorage.files_store import create_store, open_store
+from extstorage.files_store import FilesStore, create_store, open_store
 from extstorage.maps import Source
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE
@@ -110,3 +111,49 @@ def test_blocks_are_put_by_many_threads_while_one_makes_them_durable(store: Stor
     for data in blocks:
         store.layer(Source(hashlib.sha256(data).digest(), 0)).readinto(0, 0, memoryview(buffer))
         assert buffer == data
+
+
+def test_a_failed_sync_of_contents_is_never_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel tells once that bytes were lost, and a block with a name is taken for good by every import."""
+    store = create_store(tmp_path / "store")
+    store.put_content(DIGEST, memoryview(DATA))
+
+    def broken(_store: FilesStore) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FilesStore, "_sync_file_system", broken)
+        with pytest.raises(OSError, match="bad disk"):
+            store.sync_contents()
+    with pytest.raises(OSError, match="bad disk"):
+        store.sync_contents()
+    assert open_store(tmp_path / "store").put_content(DIGEST, memoryview(DATA))
+
+
+def test_the_file_system_is_asked_by_who_was_there_before_the_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A descriptor that was opened later does not hear of an error that somebody else has heard of meanwhile."""
+    store = create_store(tmp_path / "store")
+    write_new = files_store._write_new
+    place = str(tmp_path / "store/content")
+    before: set[int] = set()
+    asked = []
+
+    def noting(path: Path, data: memoryview) -> None:
+        with os.scandir("/proc/self/fd") as entries:
+            before.update(int(entry.name) for entry in entries if os.readlink(entry.path) == place)
+        write_new(path, data)
+
+    class Library:
+        @staticmethod
+        def syncfs(descriptor: int) -> int:
+            asked.append(descriptor)
+            return 0
+
+    monkeypatch.setattr(files_store, "_write_new", noting)
+    monkeypatch.setattr(files_store, "_libc", Library)
+    store.put_content(DIGEST, memoryview(DATA))
+    store.sync_contents()
+    assert asked
+    assert set(asked) <= before

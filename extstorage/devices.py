@@ -12,7 +12,7 @@ import shutil
 from extstorage import answer, loop_device, nbd_device
 from extstorage.errors import BadParameterError, NoDeviceError
 from extstorage.plan import Device
-from extstorage.servers import START_TIMEOUT, STOP_TIMEOUT, Site
+from extstorage.servers import START_TIMEOUT, Site
 from ganeti_plugin.errors import Error
 from ganeti_plugin.log import warning
 from ganeti_plugin.run import run
@@ -94,6 +94,6 @@ def stop_device(site: Site, name: str) -> None:
         # even a device that is in use.
         nbd_device.take_down(site, name)
         units = [loop_unit_of(name), nbd_unit_of(name)]
-        run(["systemctl", "stop", *units], timeout=STOP_TIMEOUT)
+        run(["systemctl", "stop", *units])
         run(["systemctl", "reset-failed", *units], allowed=(0, 1))
     shutil.rmtree(site.device_directory(name), ignore_errors=True)

@@ -40,8 +40,12 @@ _PIECE = 1 << 16
 _HEADER_LINES = {"Accept-Encoding": "identity", "User-Agent": "snf-archipelago"}
 _PORTS = {"http": 80, "https": 443}
 
-#: Addresses that stand for others, which a check of their own would not show: NAT64, 6to4, Teredo.
-_DISGUISES = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32"))
+#: Where public IPv6 addresses are. Outside are some that Python calls global: those of sites (fec0::/10), and those
+#: that stand for IPv4 addresses (::/96, 64:ff9b::/96).
+_UNICAST = ipaddress.ip_network("2000::/3")
+
+#: Addresses inside that stand for others, which a check of their own would not show: 6to4, Teredo.
+_DISGUISES = tuple(ipaddress.ip_network(text) for text in ("2002::/16", "2001::/32"))
 
 
 class NotAllowedError(InputError):
@@ -51,6 +55,11 @@ class NotAllowedError(InputError):
 class HostNotAllowedError(NotAllowedError):
     template = "{where} may not be fetched: its host is not listed"
     hint = "add {host!r} to url_hosts in [archipelago] of the configuration"
+
+
+class BadNetworkError(InputError):
+    template = "the setting url_networks lists {text!r}, which is not a network"
+    hint = "write ADDRESS/BITS, such as 10.1.0.0/16"
 
 
 class FetchError(StateError):
@@ -118,9 +127,18 @@ def is_permitted(text: str, networks: Sequence[str]) -> bool:
     mapped = getattr(address, "ipv4_mapped", None)
     if mapped is not None:
         address = mapped
-    if any(address in ipaddress.ip_network(network, strict=False) for network in networks):
+    if any(address in _network(network) for network in networks):
         return True
+    if address.version == 6 and address not in _UNICAST:
+        return False
     return address.is_global and not address.is_multicast and not any(address in one for one in _DISGUISES)
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise BadNetworkError(text=text) from None
 
 
 def connected(where: str, host: str, port: int, networks: Sequence[str]) -> socket.socket:

@@ -17,7 +17,7 @@ import subprocess
 from extstorage import answer, control
 from extstorage.errors import NoDeviceError
 from extstorage.names import GROWABLE_EXPORT
-from extstorage.servers import IN_USE_TIMEOUT, START_TIMEOUT, STOP_TIMEOUT, Site, wait_for
+from extstorage.servers import DEVICE_STOP_TIMEOUT, IN_USE_TIMEOUT, START_TIMEOUT, Site, wait_for
 from ganeti_plugin.errors import CommandError
 from ganeti_plugin.log import warning
 from ganeti_plugin.run import run, spawn
@@ -119,12 +119,12 @@ def take_down(site: Site, name: str) -> None:
     """Detach the loop device, wait until it is gone, and unmount nbdfuse's file. The device's unit runs it, too."""
     directory = site.device_directory(name)
     for device in _all_of(site, name):
-        run(["blockdev", "--flushbufs", device], allowed=(0, 1), timeout=STOP_TIMEOUT)
-        run(["losetup", "--detach", device], timeout=STOP_TIMEOUT)
+        run(["blockdev", "--flushbufs", device], allowed=(0, 1), timeout=DEVICE_STOP_TIMEOUT)
+        run(["losetup", "--detach", device])
         if not wait_for(lambda at=int(device[9:]): not answer.is_loop_of(str(directory), at), IN_USE_TIMEOUT):  # type: ignore[misc]
             raise NoDeviceError(name=name, reason=f"{device} is still in use and can't be detached")
     (directory / "loop").unlink(missing_ok=True)
     if os.path.ismount(directory / "disk"):
-        run(["umount", directory / "disk"], timeout=STOP_TIMEOUT)
+        run(["umount", directory / "disk"])
     if os.path.ismount(directory / "disk"):
         warning("%s is still mounted", directory / "disk")

@@ -29,7 +29,9 @@ from ganeti_plugin.files import LockedError, locked
 from ganeti_plugin.run import run
 
 SNF_IMAGE = Path("/usr/bin/snf-image")
-LOCKS = Path("/run/lock")
+
+#: Not in /run/lock, where any user can make a file and hold its lock.
+LOCKS = Path("/run/snf-archipelago-publish")
 
 _BASE = ".base"
 _IMAGE = ".image"
@@ -85,8 +87,9 @@ def publish(site: Site, wanted: Wanted, tell: Tell, progress: Progress) -> Mappi
     longest = LONGEST_NAME - len(hashing.PREFIX) - len(PUBLICATION) - len(_IMAGE)
     if len(check_name(wanted.name, "the image name")) > longest:
         raise BadNameError(what="the image name", name=wanted.name, reason=f"it is longer than {longest}")
+    LOCKS.mkdir(mode=0o700, exist_ok=True)
     try:
-        with locked(LOCKS / f"snf-archipelago-publish-{wanted.name}.lock", timeout=0):
+        with locked(LOCKS / f"{wanted.name}.lock", timeout=0):
             return _publish(site, wanted, tell, progress)
     except LockedError:
         raise BusyNameError(name=wanted.name) from None

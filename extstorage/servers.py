@@ -28,9 +28,11 @@ from ganeti_plugin.run import run
 
 PLUGIN = Path(__file__).resolve().parent / "nbdkit_plugin.py"
 
-#: Seconds. A stop flushes what the guest wrote, which may be much.
+#: Seconds. A stop flushes what the guest wrote, which may be much. A detach ends a device and then a server, within the
+#: 900 s that Ganeti waits for it; what did not end by then is found ended by the next detach.
 START_TIMEOUT = 60.0
-STOP_TIMEOUT = 600.0
+STOP_TIMEOUT = 420.0
+DEVICE_STOP_TIMEOUT = 240.0
 
 #: Seconds until a block device that somebody has open is called in use; a QEMU that was killed needs a moment.
 IN_USE_TIMEOUT = 20.0
@@ -139,7 +141,8 @@ def _start_plain(site: Site, name: str) -> None:
     directory = site.directory(name)
     for leftover in ("nbd.sock", "nbdkit.pid"):
         (directory / leftover).unlink(missing_ok=True)
-    user: list[str | Path] = ["--user", site.user] if os.geteuid() == 0 else []
+    # The group, too: without it the server would go on in root's.
+    user: list[str | Path] = ["--user", site.user, "--group", str(ids_of(site.user)[1])] if os.geteuid() == 0 else []
     run(
         [
             *("nbdkit", "--unix", site.socket(name), "--pidfile", directory / "nbdkit.pid", *user),

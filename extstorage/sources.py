@@ -118,10 +118,13 @@ def stamp(descriptor: int) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, declared: str) -> Iterator[Source]:
-    """A file, judged. Must be called as root if the file is qcow2, since its reader becomes somebody else."""
+def opened(path: Path, declared: str, size_limit: int = containers.SIZE_LIMIT) -> Iterator[Source]:
+    """A file, judged; its disk has at most `size_limit` bytes.
+
+    Must be called as root if the file is qcow2, since its reader becomes somebody else.
+    """
     with opened_file(path) as descriptor, contextlib.ExitStack() as stack:
-        verdict = containers.judge(descriptor, declared)
+        verdict = containers.judge(descriptor, declared, size_limit=size_limit)
         if verdict.format is containers.Format.RAW:
             yield RawFile(path, descriptor, verdict)
         else:
@@ -148,7 +151,9 @@ def _converted(source: int, kind: containers.Format) -> Iterator[Path]:
     """The socket of a confined qemu-nbd that reads the container at `source`."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="snf-archipelago-import-", dir="/run"))
-        os.chmod(folder, 0o711)
+        # Nobody's group may enter, and speak to the server of the raw bytes; no other user of the node shall read them.
+        os.chown(folder, 0, NOBODY)
+        os.chmod(folder, 0o710)
         private = Path(folder) / "qemu"
         private.mkdir(mode=0o700)
         os.chown(private, NOBODY, NOBODY)
@@ -159,7 +164,8 @@ def _converted(source: int, kind: containers.Format) -> Iterator[Path]:
         )
         stack.callback(end, reader)
         await_start(reader, raw.exists)
-        os.chmod(raw, 0o666)
+        os.chown(raw, 0, NOBODY)
+        os.chmod(raw, 0o660)
         qemu_nbd = ["qemu-nbd", "-r", "-t", "-f", str(kind), "-k", str(out), f"nbd+unix:///?socket={raw}"]
         converter = spawn([*CONFINED, *qemu_nbd])
         stack.callback(kill, converter)

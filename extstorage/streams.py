@@ -137,7 +137,10 @@ def opened(given: Given, terms: Terms) -> Iterator[Source]:
             if given.format == Format.RAW:
                 yield StreamSource(flow, given, terms.limit)
             else:
-                with _spooled(flow, given, terms.limit) as path, sources.opened(path, given.format) as source:
+                with (
+                    _spooled(flow, given, terms.limit) as path,
+                    sources.opened(path, given.format, terms.limit) as source,
+                ):
                     yield source
         return
     with sources.opened(Path(given.place), given.format) as source:

@@ -16,6 +16,7 @@ from pathlib import Path
 import nbd
 import pytest
 
+from extstorage import sources
 from tests.real.extstorage.provider import (
     COMMAND,
     RUN,
@@ -289,6 +290,21 @@ def test_scrub_finds_a_flipped_bit_and_an_import_heals_it(raw_image: Path) -> No
 
 def blocks() -> set[str]:
     return {path.name for path in (STORE / "content").glob("??/??/*")}
+
+
+def test_an_image_that_is_being_read_is_for_its_readers_only(raw_image: Path, tmp_path: Path) -> None:
+    qcow2 = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw_image, qcow2], check=True)
+    with sources.opened(qcow2, "qcow2"):
+        (folder,) = Path("/run").glob("snf-archipelago-import-*")
+        connect = f"import socket; socket.socket(socket.AF_UNIX).connect('{folder}/raw.sock')"
+        for user, refusals in (("65534", 0), ("1", 1)):
+            done = subprocess.run(
+                ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "python3", "-c", connect],
+                capture_output=True,
+                text=True,
+            )
+            assert done.stderr.count("PermissionError") == refusals, done.stderr
 
 
 def test_what_is_not_as_declared_is_refused(raw_image: Path, tmp_path: Path) -> None:

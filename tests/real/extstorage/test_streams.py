@@ -159,6 +159,11 @@ class TestFiles:
         assert "the image is refused" in refused(Given(f"{backed}.gz", format="qcow2"))
         assert not list(streams.SPOOL.glob("snf-archipelago-spool-*"))
         assert "unpacks to more than" in refused(Given(f"{qcow2}.gz", format="qcow2"), TERMS._replace(limit=MIB))
+        # H21: a small file that describes a large disk.
+        large = folder / "large.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", large, "1T"], check=True)
+        subprocess.run(["gzip", "-kf", large], check=True)
+        assert "above the limit" in refused(Given(f"{large}.gz", format="qcow2"))
 
 
 def test_standard_input(disk: Path) -> None:

@@ -8,7 +8,15 @@ import socket
 import pytest
 
 from extstorage import fetch
-from extstorage.fetch import FetchError, HostNotAllowedError, Job, NotAllowedError, checked, is_permitted
+from extstorage.fetch import (
+    BadNetworkError,
+    FetchError,
+    HostNotAllowedError,
+    Job,
+    NotAllowedError,
+    checked,
+    is_permitted,
+)
 from ganeti_plugin.errors import Error
 
 JOB = Job("", ["images.example.org", "*.example.net", "127.0.0.1", "mirror.local:8080"], [], False, 1 << 30)
@@ -69,6 +77,7 @@ def test_a_digest_makes_up_for_plain_http() -> None:
         *("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254"),
         *("100.64.0.1", "192.0.2.1", "224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1%eth0", "fc00::1"),
         *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:1::1", "ff02::1"),
+        *("::7f00:1", "::10.1.2.3", "fec0::1", "64:ff9b:1::1", "4000::1"),
     ],
 )
 def test_addresses_that_are_not_public(address: str) -> None:
@@ -87,6 +96,11 @@ def test_listed_networks() -> None:
     assert is_permitted("::ffff:10.1.2.3", ["10.1.0.0/16"])
     assert is_permitted("fd00:1::5", ["fd00:1::/64"])
     assert not is_permitted("10.2.2.3", ["10.1.0.0/16"])
+
+
+def test_a_setting_that_is_no_network_is_named() -> None:
+    with pytest.raises(BadNetworkError, match="10.1/99"):
+        is_permitted("10.1.2.3", ["10.1/99"])
 
 
 def test_a_name_that_leads_inside_is_not_even_tried(monkeypatch: pytest.MonkeyPatch) -> None:

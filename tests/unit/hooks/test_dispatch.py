@@ -83,6 +83,27 @@ def test_a_grown_disk_is_shown_to_its_guest(monkeypatch: pytest.MonkeyPatch) -> 
     assert shown == [("web1.example.org", "0b0c0d0e-0000-4000-8000-000000000000", "x.ext.disk0")]
 
 
+def test_a_disk_that_cannot_be_shown_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+
+    def show(_site: object, *what: object) -> None:
+        shown.append(what[-1])
+        if len(shown) == 1:
+            raise guests.MonitorError(instance="web1", reason="its monitor fell silent")
+
+    monkeypatch.setattr(guests, "show_size", show)
+    disks = {"GANETI_INSTANCE_DISK_COUNT": "2"}
+    for number in range(2):
+        disks |= {
+            f"GANETI_INSTANCE_DISK{number}_UUID": f"{number}b0c0d0e-0000-4000-8000-000000000000",
+            f"GANETI_INSTANCE_DISK{number}_PROVIDER": "archipelago",
+            f"GANETI_INSTANCE_DISK{number}_ID": f"x.ext.disk{number}",
+        }
+    with pytest.raises(guests.MonitorError):
+        call(monkeypatch, GANETI_HOOKS_PATH="disk-grow", **disks)
+    assert shown == ["x.ext.disk0", "x.ext.disk1"]
+
+
 def test_verification_names_every_store_that_needs_somebody(monkeypatch: pytest.MonkeyPatch) -> None:
     full, half = Space(1000 << 20, 49 << 20), Space(1000 << 20, 200 << 20)
     found = [Usage("a", full), Usage("b", half), Usage("c", Space(10, 9)), Usage("d", None, "it is away")]

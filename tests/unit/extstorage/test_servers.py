@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""How servers and devices are started and ended, without starting any."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from pathlib import Path
+
+import pytest
+
+from extstorage import servers
+from extstorage.servers import Site
+
+#: Seconds that Ganeti's master waits for one call of a node (contract 2.9).
+GANETI_WAITS = 900.0
+
+
+def test_a_plain_server_has_nothing_of_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its group, it would go on in root's, and read what that may."""
+    started: list[list[str]] = []
+    monkeypatch.setattr(servers, "run", lambda command, **_: started.append([str(word) for word in command]))
+    monkeypatch.setattr(servers, "is_running", lambda *_: True)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    site = Site({}, "main", getpass.getuser(), {}, tmp_path / "run", tmp_path / "devices")
+    servers._start(site, "web", "main")
+    (words,) = started
+    assert words[words.index("--user") + 1] == site.user
+    assert words[words.index("--group") + 1] == str(os.getgid())
+
+
+def test_a_detach_ends_before_ganeti_stops_waiting() -> None:
+    """The slowest steps, one after the other: flush the device, wait for its users, flush the server."""
+    others = 3 * 60.0
+    slowest = servers.DEVICE_STOP_TIMEOUT + servers.IN_USE_TIMEOUT + servers.STOP_TIMEOUT
+    assert slowest + others < GANETI_WAITS

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
-from extstorage import answer, catalog, control, devices, run_pages, servers, space, stores
+from extstorage import answer, attached, catalog, control, devices, run_pages, servers, space, stores
 from extstorage.errors import (
     BadSizeError,
     BrokenError,
@@ -23,10 +22,11 @@ from extstorage.names import check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
 from extstorage.references import HASH
 from extstorage.servers import Site
-from extstorage.session import Session
+from extstorage.session import Mode, Session
 from extstorage.store import Info, Store
 from ganeti_plugin import config
 from ganeti_plugin.errors import Error, InputError, StateError
+from ganeti_plugin.files import write_atomically
 from ganeti_plugin.log import warning
 
 
@@ -209,12 +209,13 @@ def detach(site: Site, name: str) -> None:
     if not directory.is_dir():
         return
     servers.stop(site, name)
-    _flush_marks(site, name, directory)
+    flush_marks(site, name)
     servers.remove_directory(site, name)
 
 
-def _flush_marks(site: Site, name: str, directory: Path) -> None:
+def flush_marks(site: Site, name: str) -> None:
     """A server that was killed left marks of what it had acknowledged: bring them into the store."""
+    directory = site.directory(name)
     found = run_pages.are_left(directory) and find(site, name)
     if not found:
         return
@@ -316,12 +317,21 @@ def open_volume(site: Site, name: str, exclusive: bool, store_name: str = "") ->
 
 
 def close_volume(site: Site, name: str) -> None:
-    """On a node that has nothing of the volume there is nothing to close, and no holder is disturbed."""
-    check_name(name)
-    if servers.is_running(site, name):
-        control.call(site.directory(name), name, "close")
-    elif run_pages.are_left(site.directory(name)):
-        _flush_marks(site, name, site.directory(name))
+    """On a node that has nothing of the volume there is nothing to close, and no holder is disturbed.
+
+    A server that has just died comes back, and if it came back as what it was, it would take the volume from the other
+    side of a migration. So it is waited for; one that stays away is to be closed when it comes.
+    """
+    directory = site.directory(check_name(name))
+    if not directory.is_dir():
+        return
+    if not attached.is_dead(site, name):
+        control.call(directory, name, "close")
+        return
+    flush_marks(site, name)
+    with acting_as(site.user):
+        if (directory / answer.MODE_FILE).exists():
+            write_atomically(directory / answer.MODE_FILE, Mode.CLOSED.value.encode(), durable=False)
 
 
 def set_metadata(site: Site, name: str, metadata: str, store_name: str = "") -> None:

@@ -171,7 +171,8 @@ class _Check:
 
         def rebuild(_name: str) -> str:
             with self._locked(name) if current else contextlib.nullcontext():
-                return self._rebuild(source, bad)
+                # Who had it meanwhile may have written some anew, with discards of which the data tell nothing.
+                return self._rebuild(source, self._unreadable(source, bad))
 
         self._note(name, str(error), blocks=bad, repaired=self._repaired(name, rebuild))
 
@@ -291,7 +292,9 @@ class _Check:
         if self._newest(old) != old.epoch + 1:
             raise ValueError("the map is older than the last snapshot")
         layer = self._store.layer(old.current)
-        return maps.freeze(old, {index: layer.load_pages(index) for index in layer.present()})
+        pages = {index: layer.load_pages(index) for index in layer.present()}
+        # None: a death in the middle of a copy. Such a block is no layer.
+        return maps.freeze(old, {index: bits for index, bits in pages.items() if bits})
 
     def _check_owners(self, names: Sequence[str]) -> None:
         """Between two maps that are read while volumes are used, anything may seem wrong: look again under the lock."""

@@ -372,7 +372,7 @@ class Session:
             self._seen = self._store.map_version(self._name)
             if self._marks is not None:
                 run_pages.forget(self._marks)
-            self._fenced = False
+            self._fenced = self._in_doubt = False
 
     def close(self) -> None:
         """Flush and release; a holder elsewhere is not disturbed."""

@@ -150,7 +150,7 @@ def _dead(site: Site, name: str, marks: bool, repair: bool) -> Finding:
         elif there and marks:
             text += ", and what that had acknowledged is not yet in the store"
             if repair:
-                apply.close_volume(site, name)
+                apply.flush_marks(site, name)
                 repaired = "brought into the store"
     except Error as error:
         text = str(error)

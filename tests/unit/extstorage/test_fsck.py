@@ -13,7 +13,8 @@ import pytest
 from extstorage import catalog, fsck, gc, maps
 from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.files_store import FilesStore, create_store
-from extstorage.memory_store import MemoryStore
+from extstorage.maps import DEPTH
+from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE
 from extstorage.session import Session
 from extstorage.store import Info, Store
@@ -251,3 +252,35 @@ def test_nothing_seems_wrong_while_volumes_are_used(store: FilesStore, folder: P
     assert not failures
     assert found == []
     assert rounds > 2
+
+
+def test_a_map_is_brought_up_past_a_copy_that_a_death_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer has the block and none of its pages: what is below counts."""
+    store = MemoryStore(atomic=True)
+    catalog.create_volume(store, "vol", 2 * BLOCK)
+    session = Session(store, "vol")
+    for number in range(DEPTH):
+        session.write(memoryview(bytes([65 + number]) * PAGE), number * PAGE)
+        session.snapshot(f"s{number}", Info(created=0.0))
+    real = MemoryLayer.write
+
+    def dies(layer: MemoryLayer, index: int, offset: int, data: memoryview, pages: int | None) -> None:
+        if pages is not None:
+            raise SystemExit
+        real(layer, index, offset, data, pages)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryLayer, "write", dies)
+        with pytest.raises(SystemExit):
+            session.write(memoryview(b"x" * PAGE), BLOCK - PAGE)
+    store.drop_locks()
+    again = Session(store, "vol")
+    again.write(memoryview(b"y" * PAGE), BLOCK)
+    before = store._maps["vol"]
+    again.snapshot("after", Info(created=0.0))
+    again.shutdown()
+    store._maps["vol"] = before
+    assert one(fsck.check(store, repair=True)).repaired == "the map was brought to the last snapshot"
+    buffer = bytearray(PAGE)
+    Session(store, "vol").readinto(memoryview(buffer), 0)
+    assert buffer == b"A" * PAGE

@@ -625,3 +625,30 @@ def test_one_who_only_asks_who_has_the_lock_is_in_nobodys_way(tmp_path: Path, mo
     session = Session(store, "vol")
     session.open(True)
     assert session.holds_lock
+
+
+def test_who_was_taken_over_in_doubt_reads_what_the_new_writer_writes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which map counts is no question of theirs any more, and they must not rely on having the volume."""
+    old = Session(store, "vol")
+    old.open(True)
+    old.write(A, 0)
+
+    def fails(*_arguments: object) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(store), "write_map", fails)
+        with pytest.raises(OSError, match="bad disk"):
+            old.grow(4 * BLOCK)
+    monkeypatch.setattr(old, "_lock_is_lost", lambda: True)
+    old.open(False)
+    monkeypatch.undo()
+    old.close()
+    read(old)
+    new = Session(store, "vol")
+    new.open(True)
+    new.write(B, PAGE)
+    new.flush()
+    assert read(old, PAGE) == bytes(B)

@@ -136,7 +136,7 @@ class ContentFile(_FileRange):
     def load_pages(self, index: int) -> int:
         return FULL
 
-    def present(self, *, alone: bool = False) -> dict[int, int | None]:
+    def present(self) -> dict[int, int | None]:
         return {}
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:
@@ -225,7 +225,7 @@ class FileLayer(_FileRange):
             raise BrokenError(path=f"{self._base}.pages", reason=f"the checksum of block {index} is wrong")
         return from_record(bits)
 
-    def present(self, *, alone: bool = False) -> dict[int, int | None]:
+    def present(self) -> dict[int, int | None]:
         return dict(self.blocks())
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:

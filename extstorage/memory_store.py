@@ -92,7 +92,7 @@ class MemoryLayer:
     def load_pages(self, index: int) -> int:
         return self._owned.get(index, 0)
 
-    def present(self, *, alone: bool = False) -> dict[int, int | None]:
+    def present(self) -> dict[int, int | None]:
         return dict.fromkeys(self._owned) if self._atomic else dict(self._owned)
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:

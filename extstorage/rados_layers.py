@@ -141,11 +141,11 @@ class RadosLayer:
             self._owned.pop(index, None)
         self._zeros[index] = zeros
 
-    def present(self, *, alone: bool = False) -> dict[int, int | None]:
-        """With `alone`, it settles which of the blocks that may be there are.
+    def present(self) -> dict[int, int | None]:
+        """Also settles which of the blocks that may be there are.
 
-        Others must not: the object of a block that they don't find may be on its way, and the block's writer, who has
-        entered it already, won't do so again.
+        Who does not have the volume must not: the object of a block that they don't find may be on its way, and the
+        block's writer, who has entered it already, won't do so again.
         """
         entries = self._entries()
         found: dict[int, int | None] = dict.fromkeys(indexes_of(bits_of(entries, _SEEN[0])))
@@ -156,10 +156,9 @@ class RadosLayer:
             if pages is not None:
                 found[index] = pages
             settled[index] = _NONE[0] if pages is None else _SEEN[0]
-        if alone:
-            self._objects.apply(index_key(self._source), Change().write_full(bytes(settled)), force=True)
-            if self._indexed:
-                self._indexed = settled
+        self._objects.apply(index_key(self._source), Change().write_full(bytes(settled)), force=True)
+        if self._indexed:
+            self._indexed = settled
         return found
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:
@@ -345,7 +344,7 @@ class ContentBlock:
     def load_pages(self, index: int) -> int:
         return FULL
 
-    def present(self, *, alone: bool = False) -> dict[int, int | None]:
+    def present(self) -> dict[int, int | None]:
         return {0: FULL}
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:

@@ -124,14 +124,14 @@ class Layer(Protocol):
     def load_pages(self, index: int) -> int:
         """The pages of one block that the layer has, as saved."""
 
-    def present(self, *, alone: bool = False) -> dict[int, int | None]:
+    def present(self) -> dict[int, int | None]:
         """The blocks that the layer has anything of, with their pages; None where only `load_pages` can tell.
 
-        `alone`: nobody else changes the layer meanwhile, so that the store may tidy up what it keeps of it.
+        Only for who has the volume: nobody may change the layer meanwhile.
         """
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:
-        """The same, not alone, and one after the other: there may be millions."""
+        """The same for everybody, and one after the other: there may be millions."""
 
     def save_pages(self, pages: Mapping[int, int]) -> None: ...
 

@@ -69,7 +69,7 @@ class Volume:
     def _load_owned(self) -> None:
         """What the store says, plus what a predecessor that died had marked under /run but not flushed."""
         existing = self._existing_current()
-        for index, pages in (existing.present(alone=True) if existing else {}).items():
+        for index, pages in (existing.present() if existing else {}).items():
             if pages is None:
                 self._unread.add(index)
             else:

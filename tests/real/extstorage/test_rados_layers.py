@@ -93,7 +93,7 @@ def test_who_opens_the_layer_sees_only_what_was_written(layer: RadosLayer, rados
         write(layer, index)
     assert len(entered(rados_store)) > 5
     again = make_layer(rados_store._objects, SOURCE)
-    assert set(again.present(alone=True)) == {0, 1, 2, 3, 200}
+    assert set(again.present()) == {0, 1, 2, 3, 200}
     assert entered(rados_store) == [0, 1, 2, 3, 200]
     # What was taken out can be written again.
     write(again, 4)

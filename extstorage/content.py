@@ -77,6 +77,10 @@ def root_of_map(volume_map: VolumeMap) -> bytes | None:
     return root_of(layers[0].owner if layers else None for layers in blocks)
 
 
+#: How many blocks a source may have taken buffers for and not yet yielded.
+READING = 4
+
+
 class Block(NamedTuple):
     """Block `number` of a disk, as read: `length` bytes of `buffer`, which came from `Pipeline.take`."""
 
@@ -111,9 +115,9 @@ class Pipeline:
     def __init__(self, batch: int, ahead: int) -> None:
         self._batch = batch
         self._ahead = ahead
-        # One batch is being stored, one published and one collected, `ahead` blocks are being hashed, and one is being
-        # read. Each buffer has pages of its own, so that a store can write it without a copy (O_DIRECT).
-        self._free = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(3 * batch + ahead + 1)]
+        # One batch is being stored, one published and one collected, `ahead` blocks are being hashed, and READING are
+        # being read. Each buffer has pages of its own, so that a store can write it without a copy (O_DIRECT).
+        self._free = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(3 * batch + ahead + READING)]
         self._pool = ThreadPoolExecutor((os.cpu_count() or 1) + _WAITING, "content")
 
     def __enter__(self) -> Self:

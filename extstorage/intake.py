@@ -22,7 +22,7 @@ from extstorage.maps import VolumeMap
 from extstorage.names import BLOCK, LARGEST, blocks_of, check_size
 from extstorage.sources import Source
 from extstorage.store import Info, Store
-from ganeti_plugin.errors import InputError
+from ganeti_plugin.errors import Error, InputError
 from ganeti_plugin.log import info
 
 #: The facts of a pending map.
@@ -126,6 +126,15 @@ class _Intake:
         self._done = self._kept = done
 
     def run(self, source: Source, progress: Progress) -> None:
+        try:
+            self._absorb(source, progress)
+        except (Exception, KeyboardInterrupt):
+            # What was stored gets its names: for the next intake, or else for a collection.
+            with contextlib.suppress(Error, OSError):
+                self._keep()
+            raise
+
+    def _absorb(self, source: Source, progress: Progress) -> None:
         with Pipeline(BATCH, AHEAD) as pipeline, self._full_is_said():
             blocks = source.blocks(self._done, pipeline.take)
             for named in pipeline.absorb(blocks, self._publish, self._store.put_content):

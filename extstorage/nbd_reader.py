@@ -12,12 +12,9 @@ from pathlib import Path
 
 import nbd
 
-from extstorage.content import Block, Take
+from extstorage.content import READING, Block, Take
 from extstorage.errors import UnreadableError
 from extstorage.names import BLOCK
-
-#: Requests under way at a time.
-_DEPTH = 4
 
 #: Milliseconds for which a server may be silent.
 _PATIENCE = 120_000
@@ -47,7 +44,7 @@ class NbdReader:
                 block = Block(number, take(), min(BLOCK, self.size - number * BLOCK))
                 target = nbd.Buffer.from_buffer(block.buffer[: block.length])
                 running.append((block, self._client.aio_pread(target, number * BLOCK)))
-                if len(running) == _DEPTH:
+                if len(running) == READING:
                     yield self._await(*running.popleft())
             while running:
                 yield self._await(*running.popleft())

@@ -46,7 +46,8 @@ class Source(Protocol):
     def blocks(self, first: int, take: Take) -> Iterator[Block]:
         """The blocks from number `first` on, in order, each in a buffer from `take`; what is left out is zeros.
 
-        All but the last have BLOCK bytes. Each call of `take` is followed by a block that is yielded, or by the end.
+        All but the last have BLOCK bytes. Each call of `take` is followed by a block that is yielded, or by the end;
+        up to READING blocks later, if the source reads several at a time.
         """
 
     def check(self) -> None:

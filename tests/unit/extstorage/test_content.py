@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extstorage.content import NOTHING, Block, Named, Pipeline, digest_of, length_of, root_of
+from extstorage.content import NOTHING, READING, Block, Named, Pipeline, digest_of, length_of, root_of
 from extstorage.names import BLOCK, PAGE
 
 
@@ -112,3 +112,21 @@ def test_a_block_that_cannot_be_put_ends_the_work() -> None:
 
         with pytest.raises(OSError, match="space"):
             list(pipeline.absorb(blocks(), lambda _batch: None, put))
+
+
+def test_a_source_that_reads_several_blocks_at_a_time_never_lacks_a_buffer() -> None:
+    """As a qcow2 image is read."""
+    sink = Sink()
+    with Pipeline(4, 3) as pipeline:
+
+        def blocks() -> Iterator[Block]:
+            waiting: list[Block] = []
+            for number in range(100):
+                waiting.append(Block(number, pipeline.take(), PAGE))
+                waiting[-1].buffer[:PAGE] = bytes([number + 1]) * PAGE
+                if len(waiting) == READING:
+                    yield waiting.pop(0)
+            yield from waiting
+
+        stored = [named.number for named in pipeline.absorb(blocks(), sink.publish, sink.put)]
+    assert stored == sink.published == list(range(100))

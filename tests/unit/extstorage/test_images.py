@@ -146,6 +146,30 @@ def test_an_interrupted_import_goes_on(store: Store, disk: Path) -> None:
     assert store.names() == ["image"]
 
 
+def test_an_import_that_is_broken_off_keeps_what_it_has(store: Store, disk: Path) -> None:
+    """By Ctrl-C: nothing without a name is left, and the next one goes on where it ended."""
+    read: list[int] = []
+
+    def break_off(percent: int) -> None:
+        read.append(percent)
+        if len(read) == 7:
+            raise KeyboardInterrupt
+
+    with sources.opened(disk, "raw") as source, pytest.raises(KeyboardInterrupt):
+        import_from(store, "image", source, {}, break_off)
+    done = int(store.read_info("import-image").properties["done"])
+    assert done > 4
+    named = store.read_map("import-image")
+    assert {layer.owner for number in range(done) for layer in named.layers(number)} <= digests(store)
+    if isinstance(store, FilesStore):
+        assert not list((Path(store.title) / "content" / "new").iterdir())
+    with sources.opened(disk, "raw") as source:
+        mortal = Mortal(source, 99)
+        import_from(store, "image", mortal, {}, nothing)
+    assert mortal.read[0] >= done
+    assert contents(store, "image") == disk.read_bytes()
+
+
 def test_another_source_begins_anew(store: Store, disk: Path) -> None:
     with sources.opened(disk, "raw") as source, pytest.raises(Death):
         import_from(store, "image", Mortal(source, 14), {}, nothing)

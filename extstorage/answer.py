@@ -7,7 +7,6 @@ Light: attach of an attached volume imports this and little else.
 from __future__ import annotations
 
 import os
-import socket
 
 #: One directory for each attached volume; the socket paths are the same on all nodes, as live migration needs it.
 RUN = "/run/snf-archipelago"
@@ -25,6 +24,8 @@ RECONNECT_DELAY = 30
 
 def is_serving(directory: str) -> bool:
     """Whether the server of the volume with this directory under /run is alive: the kernel says so."""
+    import socket
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
         try:
             caller.connect(f"{directory}/control.sock")

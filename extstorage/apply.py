@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from extstorage import answer, attached, catalog, control, devices, run_pages, servers, space, stores
 from extstorage.errors import (
@@ -22,12 +23,14 @@ from extstorage.names import check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
 from extstorage.references import HASH
 from extstorage.servers import Site
-from extstorage.session import Mode, Session
 from extstorage.store import Info, Store
 from ganeti_plugin import config
 from ganeti_plugin.errors import Error, InputError, StateError
 from ganeti_plugin.files import write_atomically
 from ganeti_plugin.log import warning
+
+if TYPE_CHECKING:
+    from extstorage.session import Session
 
 
 class NoDataToReuseError(StateError):
@@ -219,6 +222,8 @@ def flush_marks(site: Site, name: str) -> None:
     found = run_pages.are_left(directory) and find(site, name)
     if not found:
         return
+    from extstorage.session import Session
+
     with using_store(site, found) as store:
         try:
             session = Session(store, name, directory)
@@ -289,6 +294,8 @@ def _remove_old_snapshot(site: Site, plan: SnapshotPlan) -> None:
 @contextlib.contextmanager
 def _offline(site: Site, name: str, store_name: str) -> Iterator[Session]:
     """The volume, opened in this process: its server does not run here."""
+    from extstorage.session import Session
+
     directory = site.directory(name)
     with using_store_of(site, name, store_name) as store:
         session = Session(store, name, directory if directory.is_dir() else None)
@@ -331,6 +338,8 @@ def close_volume(site: Site, name: str) -> None:
     flush_marks(site, name)
     with acting_as(site.user):
         if (directory / answer.MODE_FILE).exists():
+            from extstorage.session import Mode
+
             write_atomically(directory / answer.MODE_FILE, Mode.CLOSED.value.encode(), durable=False)
 
 

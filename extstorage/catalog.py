@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from extstorage.errors import (
     WithdrawnError,
 )
 from extstorage.maps import DIGEST, Source, VolumeMap
-from extstorage.names import MEBIBYTE, check_name, check_size
+from extstorage.names import MEBIBYTE, check_name, check_size, new_id
 from extstorage.store import Holder, Info, Store
 from ganeti_plugin.log import info, warning
 
@@ -74,7 +73,7 @@ def create_volume(
         if store.exists(name):
             _check_same(store, name, size, facts)
             return
-        owner = uuid.uuid4().bytes
+        owner = new_id()
         if foreign is not None:
             store.create(name, maps.clone(_large_enough(foreign(), origin, size), size, owner), facts)
         elif origin:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from extstorage.errors import ServerError
 from ganeti_plugin.errors import Error
+
+if TYPE_CHECKING:
+    import socket
 
 SOCKET = "control.sock"
 
@@ -33,6 +36,8 @@ Handler = Callable[[Request], Mapping[str, object]]
 
 def call(directory: Path, name: str, command: str, /, **arguments: object) -> Mapping[str, object]:
     """Ask a volume's server. Raises ServerError with its reason, or with the fact that it does not answer."""
+    import socket
+
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as caller:
             caller.settimeout(TIMEOUT)
@@ -59,6 +64,8 @@ def _read_line(peer: socket.socket) -> bytes:
 
 def listen(directory: Path) -> socket.socket:
     """Make the socket; a dead predecessor's is replaced."""
+    import socket
+
     path = directory / SOCKET
     temporary = directory / f".{SOCKET}"
     temporary.unlink(missing_ok=True)
@@ -91,6 +98,8 @@ def serve(listener: socket.socket, handler: Handler, idle: Callable[[], bool]) -
 
 def _caller(peer: socket.socket) -> tuple[int, int]:
     """Process and user at the other end, as the kernel knows them."""
+    import socket
+
     credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     process, user, _ = struct.unpack("3i", credentials)
     return process, user

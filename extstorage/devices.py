@@ -7,13 +7,12 @@ loop, with a plain daemon: nobody would keep the watcher that the kernel's clien
 
 from __future__ import annotations
 
-import shutil
-
 from extstorage import answer, loop_device, nbd_device
 from extstorage.errors import BadParameterError, NoDeviceError
 from extstorage.plan import Device
 from extstorage.servers import START_TIMEOUT, Site
 from ganeti_plugin.errors import Error
+from ganeti_plugin.files import remove_tree
 from ganeti_plugin.log import warning
 from ganeti_plugin.run import run
 
@@ -96,4 +95,4 @@ def stop_device(site: Site, name: str) -> None:
         units = [loop_unit_of(name), nbd_unit_of(name)]
         run(["systemctl", "stop", *units])
         run(["systemctl", "reset-failed", *units], allowed=(0, 1))
-    shutil.rmtree(site.device_directory(name), ignore_errors=True)
+    remove_tree(site.device_directory(name))

@@ -28,11 +28,8 @@ import errno
 import fcntl
 import json
 import os
-import secrets
-import shutil
 import threading
 import time
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,10 +38,10 @@ from extstorage import maps
 from extstorage.bitmaps import runs_of
 from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, BusyError, HeldError, NoSuchVolumeError
 from extstorage.maps import Source, VolumeMap
-from extstorage.names import BLOCK, PAGE
+from extstorage.names import BLOCK, PAGE, token
 from extstorage.pages import FULL, RECORD, from_record, mask_of, to_record
 from extstorage.store import Holder, Info, Layer, R, Space, T, decode_info, encode_info
-from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, write_atomically
+from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, remove_tree, write_atomically
 
 VERSION = 2
 STORE_FILE = "store.json"
@@ -437,26 +434,26 @@ class FilesStore:
         if self.exists(name):
             raise AlreadyThereError(name=name, store=self.title, what="volume, snapshot or image")
         new = self._maps / f".new-{name}"
-        shutil.rmtree(new, ignore_errors=True)
+        remove_tree(new)
         try:
             new.mkdir(mode=0o750)
             write_atomically(new / "map", data, mode=FILE_MODE)
             write_atomically(new / "info.json", encode_info(info), mode=FILE_MODE)
             os.rename(new, self._folder(name))
         except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
+            remove_tree(new)
             raise
         fsync_directory(self._maps)
 
     def remove(self, name: str) -> None:
         gone = self._maps / f".gone-{name}"
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_tree(gone)
         try:
             os.rename(self._folder(name), gone)
         except FileNotFoundError:
             return
         fsync_directory(self._maps)
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_tree(gone)
 
     def rename(self, old: str, new: str) -> None:
         os.rename(self._folder(old), self._folder(new))
@@ -483,7 +480,7 @@ class FilesStore:
         with self.locked():
             left = [self._maps / name for name in os.listdir(self._maps) if name.startswith((".new-", ".gone-"))]
             for path in [] if dry_run else left:
-                shutil.rmtree(path, ignore_errors=True)
+                remove_tree(path)
         for path in [] if dry_run else contents:
             remove(path)
         return len(left) + len(contents)
@@ -607,7 +604,7 @@ class FilesStore:
             with self._contents_mutex:
                 self._contents_unsynced = True
             return False
-        new = self._content / "new" / f"{path.name}.{secrets.token_hex(8)}"
+        new = self._content / "new" / f"{path.name}.{token()}"
         try:
             _write_new(new, data)
         except BaseException:
@@ -759,6 +756,8 @@ def create_store(directory: Path) -> FilesStore:
                 fsync_directory(path)
             with contextlib.suppress(PermissionError):
                 fsync_directory(directory.parent)
+            import uuid
+
             facts = {"kind": "snf-archipelago", "version": VERSION, "uuid": str(uuid.uuid4())}
             write_atomically(directory / STORE_FILE, (json.dumps(facts) + "\n").encode(), mode=FILE_MODE)
     return open_store(directory)

@@ -6,12 +6,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import secrets
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from extstorage.names import token
 from extstorage.store import Holder
 from ganeti_plugin.errors import StateError
 
@@ -61,4 +60,4 @@ def boot_id() -> str:
 
 def myself() -> Holder:
     """Who takes a lock now: this process, with a token of its own."""
-    return Holder(secrets.token_hex(8), socket.gethostname(), boot_id(), os.getpid(), time.time())
+    return Holder(token(), os.uname().nodename, boot_id(), os.getpid(), time.time())

@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import re
 import time
-import uuid
 from collections.abc import Mapping
 
 from extstorage import apply, catalog, intake, maps, streams
 from extstorage.errors import AlreadyThereError, BadNameError
 from extstorage.intake import Progress
-from extstorage.names import LONGEST_NAME, check_name
+from extstorage.names import LONGEST_NAME, check_name, new_id
 from extstorage.servers import Site
 from extstorage.sources import Source
 from extstorage.space import check_room
@@ -76,7 +75,7 @@ def import_from(store: Store, name: str, source: Source, properties: Mapping[str
         if store.exists(name):
             raise _already_there(store, name)
         facts = Info(created=time.time(), image=True, properties=dict(properties))
-        store.create(name, maps.from_digests(size, uuid.uuid4().bytes, digests), facts)
+        store.create(name, maps.from_digests(size, new_id(), digests), facts)
     progress(100)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 from extstorage import maps
@@ -19,7 +18,7 @@ from extstorage.content import Named, Pipeline
 from extstorage.errors import AlreadyThereError, BadSizeError, BrokenError, FullStoreError
 from extstorage.identity import myself
 from extstorage.maps import VolumeMap
-from extstorage.names import BLOCK, LARGEST, blocks_of, check_size
+from extstorage.names import BLOCK, LARGEST, blocks_of, check_size, new_id
 from extstorage.sources import Source
 from extstorage.store import Info, Store
 from ganeti_plugin.errors import Error, InputError
@@ -82,7 +81,7 @@ def _locked(store: Store, pending: str, source: Source) -> Iterator[_Intake]:
     with store.locked():
         if not store.exists(pending):
             facts = Info(created=time.time(), properties={_SOURCE: source.identity, _DONE: "0"})
-            store.create(pending, maps.empty(BLOCK, uuid.uuid4().bytes), facts)
+            store.create(pending, maps.empty(BLOCK, new_id()), facts)
         elif not is_pending(store, pending):
             raise AlreadyThereError(name=pending, store=store.title, what="volume, snapshot or image")
     lock = store.lock_volume(pending, patience=store.patience)
@@ -110,7 +109,7 @@ def _resumed(store: Store, pending: str, source: Source) -> _Intake:
             old = store.read_map(pending)
             info("%s: goes on after %d MiB", pending, int(done) * BLOCK >> 20)
             return _Intake(store, pending, source.identity, maps.cut(old, int(done)), int(done))
-    empty = maps.empty(BLOCK, uuid.uuid4().bytes)
+    empty = maps.empty(BLOCK, new_id())
     store.write_info(pending, facts._replace(properties={_SOURCE: source.identity, _DONE: "0"}))
     return _Intake(store, pending, source.identity, empty, 0)
 

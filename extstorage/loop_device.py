@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import os
 import struct
-import subprocess
 
 from extstorage import answer, control
 from extstorage.errors import NoDeviceError
@@ -20,7 +19,7 @@ from extstorage.names import GROWABLE_EXPORT
 from extstorage.servers import DEVICE_STOP_TIMEOUT, IN_USE_TIMEOUT, START_TIMEOUT, Site, wait_for
 from ganeti_plugin.errors import CommandError
 from ganeti_plugin.log import warning
-from ganeti_plugin.run import run, spawn
+from ganeti_plugin.run import DEVNULL, run, spawn
 
 #: Seconds that requests wait for a new connection before they fail; the device's unit says the same.
 PATIENCE = 300
@@ -58,7 +57,7 @@ def start_daemon(site: Site, name: str) -> None:
     command = ["nbdfuse", str(directory / "disk"), "--socket-activation", "qemu-nbd", "--shared=8", *options]
     command += ["--image-opts", f"{node},reconnect-delay={PATIENCE}"]
     # Not our stderr: who reads it would wait for the end of nbdfuse.
-    spawn(command, new_session=True, stderr=subprocess.DEVNULL)
+    spawn(command, new_session=True, stderr=DEVNULL)
 
 
 def set_up(site: Site, name: str) -> None:

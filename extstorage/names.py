@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from extstorage.errors import BadNameError, BadSizeError
 
 BLOCK = 4 << 20
@@ -45,6 +47,16 @@ def check_new_name(name: str, what: str = "the name") -> str:
         reason = f"names that begin with {PUBLICATION!r} are those of unfinished images"
         raise BadNameError(what=what, name=name, reason=reason)
     return name
+
+
+def token() -> str:
+    """What nothing else is called, or ever was."""
+    return os.urandom(8).hex()
+
+
+def new_id() -> bytes:
+    """The same for a volume: who writes its layers."""
+    return os.urandom(16)
 
 
 def is_store_name(text: str) -> bool:

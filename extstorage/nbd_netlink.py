@@ -12,13 +12,15 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
 import struct
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from extstorage.answer import is_nbd_of
+
+if TYPE_CHECKING:
+    import socket
 
 # linux/netlink.h, linux/genetlink.h
 _NLM_F_REQUEST, _NLM_F_ACK = 1, 4
@@ -93,6 +95,8 @@ class Driver:
 
     @staticmethod
     def _open() -> socket.socket:
+        import socket
+
         opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_GENERIC)
         opened.bind((0, 0))
         opened.settimeout(_ANSWER_TIMEOUT)

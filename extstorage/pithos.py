@@ -23,7 +23,6 @@ import re
 import stat
 import struct
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -33,7 +32,7 @@ from extstorage.content import NOTHING, root_of
 from extstorage.errors import BadStoreSpecError, BrokenError
 from extstorage.files_store import ContentFile
 from extstorage.maps import DIGEST, VolumeMap
-from extstorage.names import BLOCK, SECTOR, blocks_of
+from extstorage.names import BLOCK, SECTOR, blocks_of, new_id
 from extstorage.references import HASH, Reference
 from extstorage.store import Layer
 from extstorage.stores import RadosSpec, parse_options
@@ -265,7 +264,7 @@ class PithosMap(NamedTuple):
         """A disk has whole sectors; what is behind the end of the file is zeros."""
         size = -(-self.size // SECTOR) * SECTOR
         digests = [None if digest == NOTHING else digest for digest in self.digests]
-        return maps.from_digests(size, uuid.uuid4().bytes, digests)
+        return maps.from_digests(size, new_id(), digests)
 
 
 def _read(place: Place, wanted: Reference, length: int) -> PithosMap:

@@ -21,9 +21,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
-import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from extstorage.errors import FencedClientError, HeldError
+from extstorage.names import token
 from extstorage.rados_errors import ChangedObjectError, LostLockError, NoObjectError
 from extstorage.rados_pool import Change, Client
 from extstorage.store import Holder
@@ -58,7 +56,7 @@ class Identity(NamedTuple):
     @classmethod
     def own(cls) -> Identity:
         pid = os.getpid()
-        return cls(socket.gethostname(), machine(), pid, _start_of(pid) or 0)
+        return cls(os.uname().nodename, machine(), pid, _start_of(pid) or 0)
 
     def has_ended(self) -> bool:
         """Whether the process surely is no more; False for one that can't be seen from here."""
@@ -80,7 +78,7 @@ def machine() -> str:
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    return secrets.token_hex(16)
+    return token()
 
 
 def _start_of(pid: int) -> int | None:
@@ -175,7 +173,7 @@ class Locks:
             # Without patience, "known" is what the record says.
             if watch.knows(living) or time.monotonic() >= deadline:
                 raise HeldError(name=name, holder=_holder_of(living[0]))
-            time.sleep(random.uniform(_POLL / 2, _POLL))  # noqa: S311 - so that those who wait do not march in step
+            _pause(_POLL)
 
     def take_within(self, key: str, name: str, seconds: float) -> HeldLock:
         """Wait for holders that live, too."""
@@ -186,7 +184,7 @@ class Locks:
             except HeldError:
                 if time.monotonic() >= deadline:
                     raise
-            time.sleep(random.uniform(_POLL / 4, _POLL / 2))  # noqa: S311 - as above
+            _pause(_POLL / 2)
 
     def _living(self, state: State, shared: bool, watch: _Watch) -> list[Entry]:
         """Those in the way that are not known to be dead; the dead are taken out of `state`, fenced."""
@@ -206,7 +204,7 @@ class Locks:
     def _new_entry(self) -> Entry:
         return {
             **self._identity._asdict(),
-            "id": secrets.token_hex(8),
+            "id": token(),
             "since": time.time(),
             "address": self._client.address,
             "lease": self._lease,
@@ -320,6 +318,11 @@ class Locks:
         self._ended.set()
         if self._thread is not None:
             self._thread.join(2 * self._lease)
+
+
+def _pause(most: float) -> None:
+    """Half of that, or up to all of it: those who wait must not march in step."""
+    time.sleep(most / 2 * (1 + os.urandom(1)[0] / 255))
 
 
 class _Watch:

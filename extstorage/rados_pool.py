@@ -12,20 +12,22 @@ from __future__ import annotations
 
 import errno
 import json
-import secrets
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import rados
 
 from extstorage.errors import FencedClientError, FullStoreError, UnreachableStoreError
+from extstorage.names import token
 from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError, RadosError
 from extstorage.store import Space
 from extstorage.stores import RadosSpec
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 #: Seconds until a cluster that does not answer at all is given up, at the beginning and for commands to monitors.
 CONNECT_TIMEOUT = 15.0
@@ -197,6 +199,9 @@ class Objects:
             return
         with self._lock:
             if self._workers is None:
+                # Here, for it takes as long to import as a clone takes.
+                from concurrent.futures import ThreadPoolExecutor
+
                 self._workers = ThreadPoolExecutor(_WORKERS, "rados", self._enter_worker)
         running: deque[Future[list[R]]] = deque()
         try:
@@ -309,7 +314,7 @@ class Objects:
 
     def _zero_is_swapped(self) -> bool:
         if self._swapped is None:
-            key = f"probe.{secrets.token_hex(8)}"
+            key = f"probe.{token()}"
             change = Change().write_full(b"1234")
             change.op.zero(1, 2)
             self.apply(key, change, force=True)

@@ -26,9 +26,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import secrets
 import threading
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -38,7 +36,7 @@ from extstorage import maps
 from extstorage.bitmaps import indexes_of, runs_of
 from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, BusyError, HeldError, NoSuchVolumeError
 from extstorage.maps import HEADER, MAGIC, Source, VolumeMap
-from extstorage.names import BLOCK, PAGE
+from extstorage.names import BLOCK, PAGE, token
 from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError
 from extstorage.rados_layers import (
     LAYERS,
@@ -244,7 +242,7 @@ class RadosStore:
             return encoded
         self._release([body for body in self._noted(name) if body not in old])
         data = memoryview(encoded)[HEADER:]
-        body = Body(secrets.token_hex(8), -(-len(data) // PART))
+        body = Body(token(), -(-len(data) // PART))
         # On record before it is made, and while the other still is there, so that both are found if this process dies.
         self._objects.put_entry(_NAMES, name, "\n".join(map(str, (*old, body))).encode())
 
@@ -529,7 +527,7 @@ class RadosStore:
                 version = self._objects.version(key)
                 self._objects.apply(key, Change().at_version(version).set_attribute("touched", b""))
                 return False
-            self._objects.put_entry(shard, entry, secrets.token_hex(8).encode())
+            self._objects.put_entry(shard, entry, token().encode())
             with contextlib.suppress(ChangedObjectError):
                 self._objects.apply(key, Change().exclusive().write_full(bytes(data)))
                 return True
@@ -627,6 +625,8 @@ def open_store(spec: RadosSpec, *, deadline: float = 0.0, identity: Identity | N
 
 def create_store(spec: RadosSpec, *, deadline: float = 0.0) -> RadosStore:
     """Make an empty store, or open the one that is there."""
+    import uuid
+
     client = Client(spec, deadline)
     try:
         facts = {"kind": KIND, "version": VERSION, "uuid": str(uuid.uuid4())}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from extstorage.errors import ServerError
 from extstorage.identity import acting_as, ids_of
 from extstorage.stores import STORE_FILE, RadosSpec, asks_the_network, spec_of
 from ganeti_plugin.errors import CommandError, Error, InputError
-from ganeti_plugin.files import read_bounded, remove, write_atomically
+from ganeti_plugin.files import read_bounded, remove, remove_tree, write_atomically
 from ganeti_plugin.log import warning
 from ganeti_plugin.run import run
 
@@ -220,4 +219,4 @@ def _process_of(site: Site, name: str) -> Iterator[int]:
 
 def remove_directory(site: Site, name: str) -> None:
     """Remove what a stopped server left under /run."""
-    shutil.rmtree(site.directory(name), ignore_errors=True)
+    remove_tree(site.directory(name))

@@ -57,6 +57,14 @@ def remove(path: Path) -> bool:
     return True
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a directory with all that is in it, as far as that is possible."""
+    # Here, for it takes as long to import as all of this module's work.
+    import shutil
+
+    shutil.rmtree(path, ignore_errors=True)
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """The content of a file of at most `limit` bytes; one that is larger is refused with StateError."""
     with path.open("rb") as stream:

@@ -4,18 +4,26 @@
 Every child gets a closed stdin (unless bytes are given), a small explicit environment, and a deadline. The command
 is logged, quoted for a shell, before it starts, so that a failure can be repeated by hand. Secrets travel through
 `stdin` or inherited descriptors, never through arguments.
+
+What starts programs is imported with the first of them: most of Ganeti's calls end without any.
 """
 
 from __future__ import annotations
 
 import shlex
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ganeti_plugin.errors import CommandError
 from ganeti_plugin.log import debug
+
+if TYPE_CHECKING:
+    import subprocess
+
+#: subprocess.DEVNULL
+DEVNULL = -3
 
 #: What every child sees. Ganeti's node daemon passes its whole environment on (noded's PATH, HOME, ...); children of
 #: ours must not depend on it.
@@ -67,13 +75,15 @@ def run(
 
     Raises CommandError when the program is missing, exits otherwise, is killed, or outlives its deadline.
     """
+    import subprocess
+
     arguments = [str(argument) for argument in command]
     debug("run: %s", quoted(arguments))
     try:
         done = subprocess.run(
             arguments,
             input=stdin,
-            stdin=subprocess.DEVNULL if stdin is None else None,
+            stdin=DEVNULL if stdin is None else None,
             capture_output=True,
             timeout=timeout,
             env={**ENVIRONMENT, **(env or {})},
@@ -95,12 +105,14 @@ def spawn(
     *,
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
-    stdin: int = subprocess.DEVNULL,
-    stdout: int = subprocess.DEVNULL,
+    stdin: int = DEVNULL,
+    stdout: int = DEVNULL,
     stderr: int | None = None,
     new_session: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start a program that goes on beside the caller, who owns the process and must end it."""
+    import subprocess
+
     arguments = [str(argument) for argument in command]
     debug("spawn: %s", quoted(arguments))
     try:

@@ -52,7 +52,11 @@ def site() -> Site:
 def using_store(site: Site, name: str = "", *, make: bool = False) -> Iterator[Store]:
     """The store of that name, or else the default one, as its user."""
     with acting_as(site.user):
-        yield stores.open_store(stores.spec_of(site.stores, name or site.default_store), make, pithos=site.pithos)
+        store = stores.open_store(stores.spec_of(site.stores, name or site.default_store), make, pithos=site.pithos)
+        try:
+            yield store
+        finally:
+            store.close()
 
 
 def find(site: Site, volume: str, wanted: str = "") -> str:

@@ -95,9 +95,10 @@ def _check_same(store: Store, name: str, size: int, facts: Info) -> None:
 
 def _origin(store: Store, origin: str, size: int) -> tuple[VolumeMap, Info]:
     check_name(origin, "the origin")
-    if not store.exists(origin):
-        raise UnknownOriginError(name=origin, store=store.title)
-    found = store.read_heads(origin)
+    try:
+        found = store.read_heads(origin)
+    except NoSuchVolumeError:
+        raise UnknownOriginError(name=origin, store=store.title) from None
     if not found.read_only:
         raise NotAnOriginError(name=origin)
     kept = store.read_info(origin)

@@ -344,6 +344,9 @@ class FilesStore:
     def title(self) -> str:
         return str(self._directory)
 
+    def close(self) -> None:
+        """Its files close with what uses them."""
+
     def space(self) -> Space:
         found = os.statvfs(self._directory)
         # As df(1) counts: what is set aside for others is not ours to fill.

@@ -183,6 +183,9 @@ class MemoryStore:
     def title(self) -> str:
         return "memory"
 
+    def close(self) -> None:
+        """What is in memory is there for the next who opens it."""
+
     def space(self) -> Space:
         return Space(1 << 40, (1 << 40) - sum(layer.used() for layer in self._layers.values()))
 

@@ -301,9 +301,11 @@ class RadosStore:
         self._make_head(name, copy, info)
 
     def _enter(self, name: str) -> None:
-        if self.exists(name):
-            raise self._already_there(name)
-        self._forget_leftovers(name)
+        # What never was entered is not there, and left nothing.
+        if self._objects.entry(_NAMES, name) is not None:
+            if self.exists(name):
+                raise self._already_there(name)
+            self._forget_leftovers(name)
         self._objects.put_entry(_NAMES, name, b"")
 
     def _make_head(self, name: str, data: bytes, info: Info) -> None:

@@ -163,6 +163,9 @@ class Store(Protocol):
     def title(self) -> str:
         """For messages: what and where it is."""
 
+    def close(self) -> None:
+        """To be called by who opened it, when nothing of it is used any more."""
+
     def space(self) -> Space: ...
 
     def names(self) -> list[str]: ...

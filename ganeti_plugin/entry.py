@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from ganeti_plugin import log
 from ganeti_plugin.errors import Error
@@ -62,11 +63,20 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
 
 
 def _forget_output() -> None:
-    """What could not be written; or the interpreter would try again at exit, complain, and exit with 120."""
+    """Write what is left, or else forget it: the interpreter would try again at exit, complain, and exit with 120."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def end(status: int) -> NoReturn:
+    """End the process now. Taking the interpreter and its libraries apart would cost a clone in RADOS 10 ms of 60.
+
+    For programs that leave nothing to threads and to what is done at an exit.
+    """
+    _forget_output()
+    os._exit(status)
 
 
 def is_completing() -> bool:

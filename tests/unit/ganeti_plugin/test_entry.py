@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from ganeti_plugin import entry
 from ganeti_plugin.errors import CommandError, InputError, IntegrityError, MissingVariableError, StateError
+
+TREE = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +104,11 @@ def test_a_signal_lets_cleanup_run(number: signal.Signals, capsys: pytest.Captur
     assert entry.guarded("program", main) == 128 + number
     assert cleaned == ["up"]
     assert capsys.readouterr().err == f"error: program: interrupted by {number.name}\n"
+
+
+def test_an_end_writes_what_was_printed_and_waits_for_nothing(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    text = "import atexit; from ganeti_plugin.entry import end; atexit.register(print, 'later'); print('now'); end(3)"
+    program.write_text(text)
+    done = subprocess.run([sys.executable, program], env={"PYTHONPATH": str(TREE)}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"now\n", b"")

@@ -9,16 +9,20 @@ in such a plane numbers that count up become runs. Pure.
 
 from __future__ import annotations
 
+import functools
 import sys
 import zlib
 from array import array
+from itertools import groupby, product
+from typing import NamedTuple
 
 #: Numbers and bytes of an entry.
 NUMBERS = 4
-ROW = 4 * NUMBERS
+_SIZE = 4
+ROW = _SIZE * NUMBERS
 
 #: Blocks of a piece.
-_BLOCKS = 1 << 16
+_BLOCKS = 1 << 14
 
 #: The fastest of zlib: entries come in runs, and a clone must not wait for its map.
 _LEVEL = 1
@@ -27,19 +31,33 @@ _BEGIN, _END = b"\x78\x01", b"\x03\x00"
 _BASE = 65521
 
 
+class Piece(NamedTuple):
+    """Deflated data that refers to nothing outside of itself; of the data, the Adler-32 and the length."""
+
+    deflated: bytes
+    checksum: int
+    length: int
+
+
+_NOTHING = Piece(b"", 1, 0)
+
+
 class Packing:
     """Entries, kept packed while they change. They belong to it alone."""
 
     def __init__(self, entries: array[int]) -> None:
         self.entries = entries
-        self._pieces: dict[tuple[int, int], tuple[bytes, int, int]] = {}
-        #: Pieces that are to be packed anew: (byte of the entry, range of blocks).
-        self._stale: set[tuple[int, int]] = set()
+        #: For each byte of an entry, the ranges of blocks.
+        self._planes: list[list[Piece]] = [[] for _ in range(ROW)]
+        #: What is to be packed anew: (number in the entry, range of blocks, byte of the number).
+        self._stale: set[tuple[int, int, int]] = set()
         self._forget_from(0)
 
     def _forget_from(self, block: int) -> None:
         end = -(-len(self.entries) // NUMBERS // _BLOCKS)
-        self._stale |= {(place, part) for part in range(block // _BLOCKS, end) for place in range(ROW)}
+        self._stale.update(product(range(NUMBERS), range(block // _BLOCKS, end), range(_SIZE)))
+        for plane in self._planes:
+            plane.extend([_NOTHING] * (end - len(plane)))
 
     def reach(self, blocks: int) -> None:
         """Have an entry for each of at least so many blocks."""
@@ -50,38 +68,47 @@ class Packing:
 
     def replace(self, block: int, row: array[int]) -> None:
         start = block * NUMBERS
-        for slot in range(NUMBERS):
-            changed = self.entries[start + slot] ^ row[slot]
-            for byte in range(4):
+        for place in range(NUMBERS):
+            changed = self.entries[start + place] ^ row[place]
+            for byte in range(_SIZE):
                 if changed >> 8 * byte & 255:
-                    self._stale.add((4 * slot + byte, block // _BLOCKS))
+                    self._stale.add((place, block // _BLOCKS, byte))
         self.entries[start : start + NUMBERS] = row
 
     def packed(self) -> bytes:
         """All entries, as `zlib.decompress` understands it."""
-        for part in sorted({part for _, part in self._stale}):
-            rows = self._rows(part)
-            for place in range(ROW):
-                if (place, part) in self._stale:
-                    self._pieces[place, part] = _deflated(rows[place::ROW])
+        for (place, part), stale in groupby(sorted(self._stale), lambda key: key[:2]):
+            numbers = self._numbers(place, part)
+            for _, _, byte in stale:
+                self._planes[place * _SIZE + byte][part] = _piece(numbers[byte::_SIZE])
         self._stale.clear()
-        pieces = [self._pieces[key] for key in sorted(self._pieces)]
+        pieces = [piece for plane in self._planes for piece in plane]
         checksum = 1
-        for _, adler, length in pieces:
-            checksum = _combined(checksum, adler, length)
-        return b"".join((_BEGIN, *(piece for piece, _, _ in pieces), _END, checksum.to_bytes(4, "big")))
+        for piece in pieces:
+            checksum = _combined(checksum, piece.checksum, piece.length)
+        return b"".join((_BEGIN, *(piece.deflated for piece in pieces), _END, checksum.to_bytes(4, "big")))
 
-    def _rows(self, part: int) -> bytes:
-        rows = self.entries[part * _BLOCKS * NUMBERS : (part + 1) * _BLOCKS * NUMBERS]
+    def _numbers(self, place: int, part: int) -> bytes:
+        first = part * _BLOCKS * NUMBERS
+        numbers = self.entries[first + place : first + _BLOCKS * NUMBERS : NUMBERS]
         if sys.byteorder == "big":
-            rows.byteswap()
-        return rows.tobytes()
+            numbers.byteswap()
+        return numbers.tobytes()
 
 
-def _deflated(data: bytes) -> tuple[bytes, int, int]:
-    """A part of a stream that refers to nothing outside of itself, with the Adler-32 and the length of the data."""
+def _piece(data: bytes) -> Piece:
+    return _deflated(data) if data.strip(b"\0") else _zeros(len(data))
+
+
+@functools.cache
+def _zeros(length: int) -> Piece:
+    """Most of a map."""
+    return _deflated(bytes(length))
+
+
+def _deflated(data: bytes) -> Piece:
     deflate = zlib.compressobj(_LEVEL, wbits=-zlib.MAX_WBITS)
-    return deflate.compress(data) + deflate.flush(zlib.Z_FULL_FLUSH), zlib.adler32(data), len(data)
+    return Piece(deflate.compress(data) + deflate.flush(zlib.Z_FULL_FLUSH), zlib.adler32(data), len(data))
 
 
 def _combined(first: int, second: int, length: int) -> int:

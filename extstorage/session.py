@@ -51,9 +51,10 @@ YIELD_POLL = 0.02
 #: snapshot of a volume that nobody serves), and a server that gives up has nothing but errors for its guest.
 RESUME_TIMEOUT = 10.0
 
-#: Before a snapshot holds requests, it flushes until a flush is as short as this, in seconds; at most so often.
-SHORT_FLUSH = 0.02
-FLUSHES = 4
+#: Before a snapshot holds requests, it flushes and brings the new map up to date until that takes as short as this, in
+#: seconds; at most so often.
+SHORT_ROUND = 0.03
+ROUNDS = 8
 
 
 class Mode(StrEnum):
@@ -472,24 +473,25 @@ class Session:
                 if self._store.exists(name):
                     raise AlreadyThereError(name=name, store=self._store.title, what="volume, snapshot or image")
                 freezing = Freezing(self._volume.map, self._volume.owned())
-                self._flush_soon_done()
+                self._approach(freezing)
                 # Kept until requests go on: letting go of a large volume's marks takes as long as freezing them.
                 frozen = self._volume
                 with self._gate.hold(self._name):
                     self._flush_held()
-                    owned = frozen.owned()
-                    if owned:
-                        self._replace_map(*freezing.complete(owned))
-                del frozen, owned, freezing
+                    new = freezing.update(frozen.newly_owned())
+                    if freezing.is_needed:
+                        self._replace_map(*new)
+                del frozen, freezing, new
                 self._store.create_copy(name, self._name, maps.as_snapshot(self._volume.map), facts)
         info("%s: snapshot %s taken", self._name, name)
 
-    def _flush_soon_done(self) -> None:
-        """Flush what was written during a flush, until that is little: requests wait for the last flush."""
-        for _ in range(FLUSHES):
+    def _approach(self, freezing: Freezing) -> None:
+        """Do what came up during the last round, until that is little: requests wait for what is left."""
+        for _ in range(ROUNDS):
             started = time.monotonic()
             self.flush()
-            if time.monotonic() - started < SHORT_FLUSH:
+            freezing.update(self._volume.newly_owned())
+            if time.monotonic() - started < SHORT_ROUND:
                 return
 
     def _replace_map(self, new: VolumeMap, packed: bytes = b"") -> None:

@@ -63,6 +63,8 @@ class Volume:
         self._unsaved: set[int] = set()
         self._unsynced = False
         self._failure: Exception | None = None
+        #: Blocks that `newly_owned` will tell of, once `owned` was asked.
+        self._news: set[int] | None = None
         if cached:
             self._load_owned()
 
@@ -144,6 +146,7 @@ class Volume:
             if index in self._unread:
                 self._unread.discard(index)
                 self._owned[index] = pages
+                self._tell(index)
             return self._owned.get(index, 0)
 
     def _learn_deep(self) -> None:
@@ -355,9 +358,14 @@ class Volume:
             if self._run is not None:
                 self._run.set(index, owned)
             self._owned[index] = owned
+            self._tell(index)
             if not self._store.atomic_pages:
                 self._unsaved.add(index)
                 self._unsynced = True
+
+    def _tell(self, index: int) -> None:
+        if self._news is not None:
+            self._news.add(index)
 
     def zero(self, offset: int, length: int) -> None:
         """Make a range read as zeros; its whole pages take no space."""
@@ -428,13 +436,21 @@ class Volume:
             raise
 
     def owned(self) -> dict[int, int]:
-        """The pages of the current epoch, by block, for `maps.freeze`; final only while no request runs.
+        """The pages of the current epoch, by block, for `maps.freeze`. Requests may run: `newly_owned` tells the rest.
 
         A block of which they are not known counts with none: then the layers below stay visible to the map, which is
         never wrong, unless there are too many (`_learn_deep`). One of which none are owned is there, too, when a death
         came in the middle of `_merge`: it is no layer of that block.
         """
         self._learn_deep()
-        unread = dict.fromkeys(self._unread, 0)
-        # Of a copy, because requests may run.
-        return unread | {index: pages for index, pages in dict(self._owned).items() if pages}
+        with self._state:
+            self._news = set()
+            unread, known = dict.fromkeys(self._unread, 0), dict(self._owned)
+        return unread | {index: pages for index, pages in known.items() if pages}
+
+    def newly_owned(self) -> dict[int, int]:
+        """Of the blocks that gained pages since the last call of this or of `owned`, or are known since, all pages."""
+        with self._state:
+            assert self._news is not None
+            indexes, self._news = self._news, set()
+            return {index: self._owned[index] for index in indexes}

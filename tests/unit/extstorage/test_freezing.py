@@ -38,12 +38,16 @@ def test_two_steps_are_as_good_as_one(seeds: list[int], monkeypatch: pytest.Monk
         for _ in range(8):
             owned = written(chance, current, {}) if chance.random() < 0.8 else {}
             # Of blocks that a store has not told yet it is not known what they own, or whether that is anything.
-            unread = dict.fromkeys(chance.sample(range(BLOCKS), 5), 0)
-            unread = {index: 0 for index in unread if current.depth(index) < DEPTH and index not in owned}
-            freezing = Freezing(current, owned | unread)
-            later = written(chance, current, owned)
-            expected = maps.freeze(current, later)
-            frozen, packed = freezing.complete(later)
+            unread = {index for index in chance.sample(range(BLOCKS), 5) if current.depth(index) < DEPTH}
+            told = dict.fromkeys(unread - owned.keys(), 0) | owned
+            freezing = Freezing(current, told)
+            for _ in range(chance.randrange(1, 4)):
+                later = written(chance, current, owned)
+                new = {index: later.get(index, 0) for index in told | later if later.get(index) != told.get(index)}
+                freezing.update(new)
+                owned = told = later
+            frozen, packed = freezing.update({})
+            expected = maps.freeze(current, owned)
             assert layers(frozen) == layers(expected), f"--seed={seed}"
             assert (frozen.epoch, frozen.size, frozen.owner) == (expected.epoch, expected.size, expected.owner)
             assert maps.decode(maps.encode(frozen, packed), "map") == frozen, f"--seed={seed}"
@@ -53,6 +57,6 @@ def test_two_steps_are_as_good_as_one(seeds: list[int], monkeypatch: pytest.Monk
 def test_what_nobody_needs_any_more_is_dropped_by_a_later_one() -> None:
     whole = full_mask(BLOCK, 0)
     first = maps.freeze(maps.empty(2 * BLOCK, bytes(16)), {0: 1, 1: 1})
-    second, _ = Freezing(first, {}).complete({0: whole, 1: whole})
-    third, _ = Freezing(second, {0: whole, 1: 1}).complete({0: whole, 1: 1})
+    second, _ = Freezing(first, {}).update({0: whole, 1: whole})
+    third, _ = Freezing(second, {0: whole, 1: 1}).update({0: whole, 1: 1})
     assert [source.epoch for source in third.sources] == [2, 3]

@@ -9,7 +9,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,8 @@ from extstorage.errors import (
     UnknownOriginError,
 )
 from extstorage.files_store import FileLock, FilesStore, create_store, open_store
-from extstorage.maps import DEPTH, Source
+from extstorage.freezing import Freezing
+from extstorage.maps import DEPTH, Source, VolumeMap
 from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.run_pages import RunPages
@@ -267,23 +268,24 @@ class Disk:
         self.now = 0.0
         self.held: list[int] = []
         self._goes_on = goes_on
-        self._written = 0
+        self._unsynced = self.written = 0
         monkeypatch.setattr(session_module, "time", self)
         monkeypatch.setattr(MemoryLayer, "sync", lambda _: self._sync())
-        store = MemoryStore()
-        catalog.create_volume(store, "vol", 3 * BLOCK)
-        self.session = Session(store, "vol")
+        self.store = MemoryStore()
+        catalog.create_volume(self.store, "vol", 8 * BLOCK)
+        self.session = Session(self.store, "vol")
 
     def monotonic(self) -> float:
         return self.now
 
     def write(self, pages: int) -> None:
-        for page in range(pages):
+        for page in range(self.written, self.written + pages):
             self.session.write(A, page * PAGE)
-        self._written += pages
+        self.written += pages
+        self._unsynced += pages
 
     def _sync(self) -> None:
-        pages, self._written = self._written, 0
+        pages, self._unsynced = self._unsynced, 0
         self.now += pages * 0.01
         if self.session._gate._held:
             self.held.append(pages)
@@ -295,7 +297,7 @@ def test_requests_wait_for_a_short_flush_only(monkeypatch: pytest.MonkeyPatch) -
     disk = Disk(monkeypatch, goes_on=4)
     disk.write(512)
     disk.session.snapshot("snap", Info(created=0.0))
-    assert sum(disk.held) * 0.01 <= session_module.SHORT_FLUSH
+    assert sum(disk.held) * 0.01 <= session_module.SHORT_ROUND
 
 
 def test_a_guest_that_writes_as_fast_as_the_disk_does_not_keep_off_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +305,28 @@ def test_a_guest_that_writes_as_fast_as_the_disk_does_not_keep_off_a_snapshot(mo
     disk.write(512)
     disk.session.snapshot("snap", Info(created=0.0))
     assert disk.held == [512]
+    snapshot = Session(disk.store, "snap")
+    assert all(read(snapshot, page * PAGE) == bytes(A) for page in range(disk.written))
+
+
+def test_what_is_written_just_before_requests_wait_is_in_the_snapshot(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(store, "vol")
+    session.write(A, 0)
+    update = Freezing.update
+
+    def late(freezing: Freezing, owned: Mapping[int, int]) -> tuple[VolumeMap, bytes]:
+        found = update(freezing, owned)
+        if not session._gate._held:
+            session.write(B, 2 * BLOCK)
+        return found
+
+    monkeypatch.setattr(Freezing, "update", late)
+    session.snapshot("snap", Info(created=0.0))
+    snapshot = Session(store, "snap")
+    for found in (session, snapshot):
+        assert [read(found, index * BLOCK) for index in range(3)] == [bytes(A), bytes(PAGE), bytes(B)]
 
 
 def test_a_snapshot_keeps_the_properties_of_its_volume(store: Store) -> None:

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from extstorage.errors import FencedClientError, HeldError
 from extstorage.names import token
-from extstorage.rados_errors import ChangedObjectError, LostLockError, NoObjectError
+from extstorage.rados_errors import ChangedObjectError, LostLockError, NoObjectError, RadosError
 from extstorage.rados_pool import Change, Client
 from extstorage.store import Holder
 from ganeti_plugin.errors import Error
@@ -213,7 +213,8 @@ class Locks:
 
     def _enter(self, key: str, entry: Entry, shared: bool, state: State, version: int | None) -> HeldLock:
         if shared:
-            state["shared"].append(entry)
+            # Nobody else takes them out as long as there are only readers, and the record would grow.
+            state["shared"] = [one for one in state["shared"] if not _identity_of(one).has_ended()] + [entry]
         else:
             state["exclusive"] = entry
         _OURS.add(str(entry["id"]))
@@ -242,8 +243,9 @@ class Locks:
         with contextlib.suppress(ValueError):
             found = json.loads(data)
             if isinstance(found, dict):
-                state |= found
-        return state, version
+                return state | found, version
+        # Nobody knows who has it, so it is not free.
+        raise RadosError(store=self._client.place, key=key, reason="the record of the lock can't be read")
 
     def peek(self, key: str) -> Mapping[str, Any]:
         return self._load(key)[0]

@@ -121,10 +121,17 @@ class Session:
         self._in_doubt = False
         self._seen: object = store.map_version(name)
         found = store.read_map(name)
-        self.mode = Mode.SNAPSHOT if found.read_only else Mode.ATTACHED
-        self._volume = Volume(store, found, cached=found.read_only)
         if found.read_only:
             self._lock = store.lock_volume(name, shared=True)
+            if store.map_version(name) != self._seen:
+                # It was hashed in between: what it named before may be collected now.
+                found = store.read_map(name)
+            if not found.read_only:
+                # Now a volume has the name, and nobody writes one with a shared lock.
+                self._lock.release()
+                self._lock = None
+        self.mode = Mode.SNAPSHOT if found.read_only else Mode.ATTACHED
+        self._volume = Volume(store, found, cached=found.read_only)
 
     @property
     def size(self) -> int:

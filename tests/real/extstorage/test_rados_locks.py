@@ -17,6 +17,7 @@ import pytest
 from extstorage import catalog, rados_locks, stores
 from extstorage.errors import FencedClientError, HeldError, NoSuchVolumeError
 from extstorage.names import BLOCK, PAGE
+from extstorage.rados_errors import RadosError
 from extstorage.rados_locks import HeldLock, Identity, Locks, machine
 from extstorage.rados_pool import Change
 from extstorage.rados_store import RadosStore, create_store, open_store
@@ -299,3 +300,23 @@ def test_time_in_which_the_cluster_was_silent_does_not_count(monkeypatch: pytest
         locks.take("key", "vol", patience=23.5)
         assert client.shut_out == ["there"]
     locks.close()
+
+
+def test_a_lock_of_which_nobody_knows_who_has_it_is_not_free(store: RadosStore) -> None:
+    lock = store.lock_volume("vol")
+    for record in (b"", b"{", b"[]", b"7", b"\xff"):
+        store._objects.apply(lock.key, Change().write_full(record))
+        with pytest.raises(RadosError, match="can't be read"):
+            store.lock_volume("vol")
+
+
+def test_readers_that_died_here_do_not_fill_the_record(store: RadosStore, spec: RadosSpec) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    dead = open_store(spec, identity=Identity("here", machine(), gone.pid, 1))
+    for _ in range(3):
+        dead.lock_volume("vol", shared=True)
+    lock = store.lock_volume("vol", shared=True)
+    assert [entry["id"] for entry in store._locks.peek(lock.key)["shared"]] == [lock.id]
+    lock.release()
+    dead.close()

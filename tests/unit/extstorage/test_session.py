@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import catalog
+from extstorage import catalog, gc
 from extstorage import session as session_module
 from extstorage.errors import (
     AlreadyThereError,
@@ -29,12 +29,13 @@ from extstorage.errors import (
 )
 from extstorage.files_store import FileLock, FilesStore, create_store, open_store
 from extstorage.freezing import Freezing
+from extstorage.hashing import hash_snapshot
 from extstorage.maps import DEPTH, Source, VolumeMap
 from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.run_pages import RunPages
 from extstorage.session import Mode, Session
-from extstorage.store import Holder, Info, Layer, Store
+from extstorage.store import Holder, Info, Layer, Store, VolumeLock
 from ganeti_plugin.errors import StateError
 
 A = memoryview(b"a" * PAGE)
@@ -676,3 +677,31 @@ def test_who_was_taken_over_in_doubt_reads_what_the_new_writer_writes(
     new.write(B, PAGE)
     new.flush()
     assert read(old, PAGE) == bytes(B)
+
+
+def test_a_snapshot_is_read_as_it_is_once_nobody_can_change_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the look at its map and its lock it is hashed, and what it named before is collected."""
+    writer = Session(store, "vol")
+    writer.write(A, 0)
+    writer.snapshot("snap", Info(created=0.0))
+    writer.write(B, BLOCK)
+    writer.snapshot("other", Info(created=0.0))
+    writer.shutdown()
+    lock_volume = store.lock_volume
+    pending: list[Callable[[], object]] = [
+        lambda: gc.collect(store),
+        lambda: catalog.remove(store, "vol"),
+        lambda: catalog.remove(store, "other"),
+        lambda: hash_snapshot(store, "snap", lambda _percent: None),
+    ]
+
+    def later(name: str, *, shared: bool = False, patience: float = 0.0) -> VolumeLock:
+        if shared:
+            while pending:
+                pending.pop()()
+        return lock_volume(name, shared=shared, patience=patience)
+
+    monkeypatch.setattr(store, "lock_volume", later)
+    session = Session(store, "snap")
+    assert not pending
+    assert read(session) == bytes(A)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ganeti_plugin import __version__, log
 from ganeti_plugin.contract.hook import HookCall, Phase
-from hooks import disk_grow, nic_cleanup, store_check
+from hooks import conversion, disk_grow, nic_cleanup, store_check
 
 #: Given the event; None when it is the watcher.
 Reaction = Callable[[HookCall | None], None]
@@ -18,6 +18,7 @@ REACTIONS: Mapping[tuple[str, Phase], tuple[Reaction, ...]] = {
         (f"instance-{operation}", Phase.POST): (nic_cleanup.react,)
         for operation in ("stop", "remove", "failover", "migrate", "reboot", "modify")
     },
+    ("instance-modify", Phase.PRE): (conversion.react,),
     ("disk-grow", Phase.POST): (disk_grow.react,),
     ("cluster-verify", Phase.POST): (store_check.react,),
 }

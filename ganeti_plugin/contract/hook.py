@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple, Self
 
 from ganeti_plugin.contract.variables import Variables
@@ -55,6 +56,10 @@ class HookCall:
     primary: str | None
     #: Its disks that are volumes of an ExtStorage provider.
     disks: tuple[HookDisk, ...] = ()
+    #: The disk template that it is to have from now on (GANETI_NEW_DISK_TEMPLATE), when that changes.
+    new_template: str | None = None
+    #: Where Ganeti keeps configuration and jobs (GANETI_DATA_DIR).
+    data: Path = Path("/var/lib/ganeti")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
@@ -75,6 +80,8 @@ class HookCall:
             instance=variables.matching("GANETI_INSTANCE_NAME", _NAME, "a host name") if about_instance else None,
             primary=variables.optional("GANETI_INSTANCE_PRIMARY"),
             disks=tuple(_disks(variables)) if about_instance else (),
+            new_template=variables.optional("GANETI_NEW_DISK_TEMPLATE"),
+            data=Path(variables.optional("GANETI_DATA_DIR") or cls.data),
         )
 
 

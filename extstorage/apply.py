@@ -16,6 +16,7 @@ from extstorage.errors import (
     NoSuchVolumeError,
     UnknownOriginError,
     UnreachableStoreError,
+    why_unusable,
 )
 from extstorage.identity import acting_as
 from extstorage.maps import VolumeMap
@@ -72,7 +73,7 @@ def find(site: Site, volume: str, wanted: str = "") -> str:
             with using_store(site, name) as store:
                 there = store.exists(volume)
         except (Error, OSError) as error:
-            faults.append(UnreachableStoreError(name=name, reason=error))
+            faults.append(UnreachableStoreError(name=name, reason=why_unusable(error)))
             continue
         if there:
             for fault in faults:
@@ -118,7 +119,7 @@ def usages(site: Site) -> list[space.Usage]:
             with using_store(site, name) as store:
                 found.append(space.Usage(name, store.space()))
         except (Error, OSError) as error:
-            found.append(space.Usage(name, None, str(error)))
+            found.append(space.Usage(name, None, why_unusable(error)))
     return found
 
 

@@ -43,7 +43,7 @@ class SmallerThanOriginError(InputError):
 
 
 class AlreadyThereError(InputError):
-    template = "{name!r} is already in the store {store}, as a {what}"
+    template = "{name!r} is already in the store {store} ({what})"
 
 
 class ReadOnlyError(StateError):
@@ -94,6 +94,11 @@ class UnreachableStoreError(StateError):
     """A store can't be asked, so that nobody knows whether it has something."""
 
     template = "the store {name!r} can't be used: {reason}"
+
+
+def why_unusable(error: Exception) -> str:
+    """What an error with a store adds to the sentence that the store can't be used."""
+    return str(error.reason) if isinstance(error, UnreachableStoreError) else str(error)
 
 
 class FullStoreError(StateError):

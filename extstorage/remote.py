@@ -57,7 +57,8 @@ class Remote(NamedTuple):
             for descriptor in (reading, complaints):
                 stack.callback(os.close, descriptor)
             try:
-                process = spawn([*CONFINED_ONLINE, _COMMAND, "fetch"], stdin=asking, stdout=writing, stderr=complaining)
+                command: list[str | Path] = [*CONFINED_ONLINE, _COMMAND, "fetch"]
+                process = spawn(command, stdin=asking, stdout=writing, stderr=complaining, new_session=True)
             finally:
                 for descriptor in (asking, writing, complaining):
                     os.close(descriptor)

@@ -162,13 +162,14 @@ def _converted(source: int, kind: containers.Format) -> Iterator[Path]:
         reader = spawn(
             ["nbdkit", "-f", "--exit-with-parent", "-r", "--unix", raw, "file", f"/proc/self/fd/{source}"],
             pass_fds=(source,),
+            new_session=True,  # at Ctrl-C it is we who end it
         )
         stack.callback(end, reader)
         await_start(reader, raw.exists)
         os.chown(raw, 0, NOBODY)
         os.chmod(raw, 0o660)
         qemu_nbd = ["qemu-nbd", "-r", "-t", "-f", str(kind), "-k", str(out), f"nbd+unix:///?socket={raw}"]
-        converter = spawn([*CONFINED, *qemu_nbd])
+        converter = spawn([*CONFINED, *qemu_nbd], new_session=True)
         stack.callback(kill, converter)
         await_start(converter, out.exists)
         yield out

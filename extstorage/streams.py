@@ -265,7 +265,8 @@ class Unpacker(NamedTuple):
             complaints, complaining = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             stack.callback(os.close, complaints)
             try:
-                process = spawn([*CONFINED, *_PROGRAMS[packed]], stdin=source, stdout=writing, stderr=complaining)
+                command = [*CONFINED, *_PROGRAMS[packed]]
+                process = spawn(command, stdin=source, stdout=writing, stderr=complaining, new_session=True)
             finally:
                 os.close(writing)
                 os.close(complaining)

@@ -29,7 +29,7 @@ class NothingFreedError(IntegrityError):
 
 
 class PartlyError(StateError):
-    template = "it was not done in the stores {names}"
+    template = "it was done in all stores but {names}"
 
 
 class DamageError(IntegrityError):

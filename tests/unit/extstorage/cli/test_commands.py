@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from extstorage import apply, cli, gc
+from extstorage import apply, cli, gc, stores
 from extstorage.cli import items, maintenance, server, sizes
 from extstorage.errors import (
     AlreadyThereError,
@@ -21,12 +21,14 @@ from extstorage.errors import (
     NoSuchStoreError,
     NoSuchVolumeError,
     NotAnOriginError,
+    UnreachableStoreError,
 )
 from extstorage.names import MEBIBYTE, PAGE
 from extstorage.pithos_export import ExportError
 from extstorage.servers import Site
 from extstorage.session import Session
 from extstorage.sources import UnusableFileError
+from extstorage.store import Store
 
 GIB = 1 << 30
 
@@ -146,6 +148,22 @@ def test_a_store_that_is_gone_hides_no_other(node: Node, tmp_path: Path) -> None
     assert rows["other"]["free"] is None
     assert rows["main"].keys() == rows["other"].keys()
     assert "store.json is missing" in rows["other"]["fault"]
+
+
+def test_that_a_store_is_away_is_said_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **_more: object) -> Store:
+        raise UnreachableStoreError(name="rados:pool", reason="no monitor answers")
+
+    monkeypatch.setattr(stores, "open_store", refuse)
+    with pytest.raises(UnreachableStoreError) as caught:
+        node.run("volume info nothing")
+    assert str(caught.value) == "the store 'main' can't be used: no monitor answers"
+    with pytest.raises(items.IncompleteError):
+        node.run("volume list")
+    assert "warning: the store main can't be used: no monitor answers\n" in capsys.readouterr().err
+    assert node.json("store list")[0]["fault"] == "no monitor answers"
 
 
 def test_programs_find_the_same_keys_whatever_there_is(node: Node, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_grow_with_and_without_a_server(volume: str) -> None:
 
 
 def test_bad_calls_are_one_sentence_and_leave_nothing() -> None:
+    """L08."""
     name = new_name()
     before = sorted(os.listdir(STORE / "maps")) if STORE.exists() else []
     assert "bogus" in refused("create", name, VOL_SIZE="64", EXTP_BOGUS="1")
@@ -101,7 +102,10 @@ def test_bad_calls_are_one_sentence_and_leave_nothing() -> None:
     assert "VOL_SIZE" in refused("create", name)
     assert "VOL_SIZE" in refused("create", name, VOL_SIZE="many")
     assert "not acceptable" in refused("create", name, VOL_SIZE=str(1 << 40))
-    assert "not acceptable" in refused("create", "../../etc", VOL_SIZE="64")
+    for bad in ("../../etc", "a b", "a\nb", "$(id)", "-x", "x" * 73, "\u00e9", "a/b"):
+        assert "not acceptable" in refused("create", bad, VOL_SIZE="64")
+        assert "not acceptable" in refused("create", name, VOL_SIZE="64", EXTP_ORIGIN=bad)
+        assert "which is not the name" in refused("create", name, VOL_SIZE="64", EXTP_STORE=bad)
     assert "no data to reuse" in refused("create", name, VOL_SIZE="64", EXTP_REUSE_DATA="True")
     assert "there is no volume" in refused("attach", name)
     assert "there is no volume" in refused("grow", name, VOL_SIZE="1", VOL_NEW_SIZE="2")
@@ -251,14 +255,19 @@ def test_a_volume_outlives_its_disk_and_is_reused(volume: str) -> None:
     assert traces(kept) == []
 
 
-def test_block_device(volume: str) -> None:
+def test_block_device(volume: str, tmp_path: Path) -> None:
     device = do("attach", volume, EXTP_ACCESS="kernelspace")
     assert device.startswith("/dev/loop")
     assert device != "/dev/loop0"
     assert Path(device).is_block_device()
     do("open", volume, VOL_OPEN_EXCLUSIVE="True")
     assert do("attach", volume, EXTP_ACCESS="kernelspace") == device
-    data = os.urandom(4 << 20)
+    # H16: the guest makes its disk look like a container that names a file of the node; bytes stay bytes.
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", tmp_path / "q", "1M"], check=True
+    )
+    data = (tmp_path / "q").read_bytes()[: 128 << 10] + os.urandom(4 << 20)
+    data = data[: 4 << 20]
     # Large writes at once: a FUSE server once mixed them up, and both ways of reading agreed on the result.
     subprocess.run(["dd", f"of={device}", "bs=4M", "iflag=fullblock", "oflag=direct"], input=data, check=True)
     subprocess.run(["blockdev", "--flushbufs", device], check=True)
@@ -269,6 +278,9 @@ def test_block_device(volume: str) -> None:
     (DEVICES / volume / "loop").write_text("0\n")
     again = do("attach", volume, EXTP_ACCESS="kernelspace")
     assert again != "/dev/loop0"
+    do("detach", volume)
+    again = do("attach", volume, EXTP_ACCESS="kernelspace").rstrip("\n")
+    assert subprocess.run(["head", "-c", "4M", again], check=True, capture_output=True).stdout == data
     do("detach", volume)
     assert not (DEVICES / volume).exists()
 

@@ -19,12 +19,14 @@ from typing import ClassVar
 import pytest
 
 from extstorage import fetch, streams
+from extstorage.confined import CONFINED
 from extstorage.images import import_from
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK
 from extstorage.session import Session
 from extstorage.streams import Given, Terms
 from ganeti_plugin.errors import Error, InputError, StateError
+from ganeti_plugin.run import spawn
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -107,6 +109,7 @@ class TestFiles:
         assert f"can't be unpacked with {other}" in refused(Given(str(packed), compression=other))
 
     def test_a_wrong_digest(self, disk: Path) -> None:
+        """H28."""
         assert "is not what it should be" in refused(Given(str(disk), sha256="0" * 64))
         assert "64 hexadecimal digits" in refused(Given(str(disk), sha256="0"))
         assert taken(Given(str(disk), sha256=sha256(disk))) == disk.read_bytes()
@@ -164,6 +167,22 @@ class TestFiles:
         subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", large, "1T"], check=True)
         subprocess.run(["gzip", "-kf", large], check=True)
         assert "above the limit" in refused(Given(f"{large}.gz", format="qcow2"))
+
+
+def test_what_reads_hostile_bytes_has_limits_and_nothing_else() -> None:
+    """H22, H23: processor time, memory and files; another user without any right, and no network."""
+    show = "cat /proc/self/limits /proc/self/status; readlink /proc/self/ns/net"
+    process = spawn([*CONFINED, "sh", "-c", show], stdout=subprocess.PIPE)
+    text, _ = process.communicate(timeout=30)
+    said = " ".join(text.decode().split())
+    for fact in (
+        *("Max cpu time 3600 3600", "Max address space 4294967296 4294967296"),
+        *("Max file size 0 0", "Max core file size 0 0"),
+        *("Uid: 65534 65534 65534 65534", "Gid: 65534 65534 65534 65534", "NoNewPrivs: 1"),
+        *(f"Cap{kind}: {'0' * 16}" for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")),
+    ):
+        assert fact in said, fact
+    assert said.split()[-1] != os.readlink("/proc/self/ns/net")
 
 
 def test_standard_input(disk: Path) -> None:

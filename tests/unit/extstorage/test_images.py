@@ -247,6 +247,8 @@ def test_a_volume_that_only_looks_like_an_import_is_left_alone(store: Store, dis
 
 
 def test_two_imports_of_one_name(store: Store, disk: Path) -> None:
+    """H27: at once."""
+
     class Meanwhile(Mortal):
         def check(self) -> None:
             with pytest.raises(HeldError, match="import-image"):

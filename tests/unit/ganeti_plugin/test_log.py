@@ -20,6 +20,7 @@ from ganeti_plugin import log
     ],
 )
 def test_control_characters_are_escaped(text: str, shown: str) -> None:
+    """L10."""
     assert log.escape(text) == shown
 
 

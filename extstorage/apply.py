@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from extstorage import answer, attached, catalog, control, devices, run_pages, s
 from extstorage.errors import (
     BadSizeError,
     BrokenError,
+    FullStoreError,
     HeldError,
     NoDeviceError,
     NoSuchVolumeError,
@@ -51,11 +53,16 @@ def site() -> Site:
 
 @contextlib.contextmanager
 def using_store(site: Site, name: str = "", *, make: bool = False) -> Iterator[Store]:
-    """The store of that name, or else the default one, as its user."""
+    """The store of that name, or else the default one, as its user. Raises FullStoreError when it is full."""
+    name = name or site.default_store
     with acting_as(site.user):
-        store = stores.open_store(stores.spec_of(site.stores, name or site.default_store), make, pithos=site.pithos)
+        store = stores.open_store(stores.spec_of(site.stores, name), make, pithos=site.pithos)
         try:
             yield store
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise FullStoreError(store=name) from None
+            raise
         finally:
             store.close()
 
@@ -241,12 +248,20 @@ def flush_marks(site: Site, name: str) -> None:
 
 
 def remove(site: Site, name: str, store_name: str = "") -> None:
-    """Removing what is nowhere is success; not so when it may be in a store that can't be asked."""
-    detach(site, name)
+    """Removing what is nowhere is success; not so when it may be in a store that can't be asked.
+
+    What a killed server acknowledged need not get into the store first, which may be full; it is kept until the volume
+    is gone.
+    """
+    check_name(name)
+    devices.stop_device(site, name)
+    if site.directory(name).is_dir():
+        servers.stop(site, name)
     found = find(site, name, store_name)
     if found:
         with using_store(site, found) as store:
             catalog.remove(store, name)
+    servers.remove_directory(site, name)
 
 
 def grow(site: Site, plan: GrowPlan) -> None:

@@ -118,6 +118,8 @@ def _answer(peer: socket.socket, handler: Handler) -> None:
         reply = {"ok": True, **handler(request)}
     except Error as error:
         reply = {"ok": False, "message": str(error)}
+    except OSError as error:
+        reply = {"ok": False, "message": error.strerror or str(error)}
     except Exception as error:  # noqa: BLE001 - the server must go on, and the caller must hear why
         reply = {"ok": False, "message": f"{type(error).__name__}: {error}"}
     peer.sendall(json.dumps(reply).encode() + b"\n")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import getpass
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from extstorage import actions, answer, apply, catalog, devices, servers
-from extstorage.errors import NoDeviceError, NoSuchVolumeError, UnreachableStoreError
+from extstorage.errors import FullStoreError, HeldError, NoDeviceError, NoSuchVolumeError, UnreachableStoreError
 from extstorage.names import MEBIBYTE
 from extstorage.servers import Site
 from ganeti_plugin.errors import CommandError, ConfigError
@@ -23,6 +24,7 @@ def _site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     stores = {"main": f"files:{tmp_path}/main"}
     site = Site(stores, "main", getpass.getuser(), {}, tmp_path / "run", tmp_path / "devices")
     monkeypatch.setattr(apply, "site", lambda: site)
+    monkeypatch.setattr(servers, "_SYSTEMD", tmp_path / "nowhere")
     monkeypatch.setattr(answer, "RUN", str(site.run))
     monkeypatch.setattr(answer, "DEVICES", str(site.devices))
     with apply.using_store(site, make=True) as store:
@@ -95,3 +97,30 @@ def test_a_volume_of_a_store_that_this_node_does_not_know_is_neither_gone_nor_re
     with pytest.raises(UnreachableStoreError, match="no store 'third'"):
         call("remove", monkeypatch, "other", EXTP_STORE="third")
     call("remove", monkeypatch, "web", EXTP_STORE="third")
+
+
+def test_what_a_full_store_cannot_take_is_kept_and_does_not_keep_a_volume_from_being_removed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    marks = site.run / "web" / "pages-0000-0001"
+    marks.parent.mkdir(parents=True)
+    marks.write_bytes(b"x")
+    monkeypatch.setattr("extstorage.session.Session", refuse)
+    with pytest.raises(FullStoreError, match="the store main is full"):
+        call("detach", monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "remove", held)
+        with pytest.raises(HeldError):
+            call("remove", monkeypatch)
+    assert marks.exists()
+    call("remove", monkeypatch)
+    assert not marks.parent.exists()
+    with apply.using_store(site) as store:
+        assert store.names() == []
+
+
+def held(_store: object, name: str) -> None:
+    raise HeldError(name=name, holder="node2")

@@ -31,7 +31,7 @@ def lookup(bits: int) -> Callable[[int], bool]:
     return lambda index: index >> 3 < len(data) and bool(data[index >> 3] >> (index & 7) & 1)
 
 
-def bits_of(flags: bytes, *values: int) -> int:
+def bits_of(flags: bytes | bytearray, *values: int) -> int:
     """The positions of the bytes that have one of these values."""
     table = bytearray(b"0" * 256)
     for value in values:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, Self, TypeVar
 
-from extstorage.maps import DIGEST, VolumeMap
+from extstorage.maps import DEPTH, DIGEST, VolumeMap
 from extstorage.names import BLOCK, PAGE
 
 #: The name of a block of zeros. It is never stored: it is a hole.
@@ -60,20 +60,31 @@ def digest_of(data: memoryview) -> bytes:
 
 def root_of(digests: Iterable[bytes | None]) -> bytes:
     """The name of a whole image: the Merkle root over its blocks' names, where None is a hole."""
-    level = [NOTHING if digest is None else digest for digest in digests]
-    if not level:
-        return NOTHING
-    level += [bytes(DIGEST)] * ((1 << (len(level) - 1).bit_length()) - len(level))
-    while len(level) > 1:
-        level = [hashlib.sha256(level[at] + level[at + 1]).digest() for at in range(0, len(level), 2)]
-    return level[0]
+    # The roots of the whole subtrees to the left, with their heights, which fall: of millions of names, a few are kept.
+    roots: list[tuple[int, bytes]] = []
+    for digest in digests:
+        _append(roots, 0, NOTHING if digest is None else digest)
+    filler, height = bytes(DIGEST), 0
+    while len(roots) > 1:
+        while height < roots[-1][0]:
+            filler, height = hashlib.sha256(filler + filler).digest(), height + 1
+        _append(roots, height, filler)
+    return roots[0][1] if roots else NOTHING
+
+
+def _append(roots: list[tuple[int, bytes]], height: int, root: bytes) -> None:
+    while roots and roots[-1][0] == height:
+        root = hashlib.sha256(roots.pop()[1] + root).digest()
+        height += 1
+    roots.append((height, root))
 
 
 def root_of_map(volume_map: VolumeMap) -> bytes | None:
     """The same for a map; None when it has blocks that are not named by their content."""
-    blocks = [volume_map.layers(index) for index in range(volume_map.blocks)]
-    if volume_map.sources or any(len(layers) > 1 for layers in blocks):
+    second = volume_map.entries[1::DEPTH]
+    if volume_map.sources or second.count(0) != len(second):
         return None
+    blocks = map(volume_map.layers, range(volume_map.blocks))
     return root_of(layers[0].owner if layers else None for layers in blocks)
 
 

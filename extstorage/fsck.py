@@ -12,22 +12,28 @@ that others name as frozen (a map older than what was made from it, such as one 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from extstorage import gc, intake, maps
+from extstorage.bitmaps import bits_of, indexes_of, runs_of
+from extstorage.digests import Digests, digests_in
 from extstorage.errors import BadNameError, BrokenError, HeldError, NoSuchVolumeError
 from extstorage.maps import CONTENT, DEPTH, DIGEST, Source, VolumeMap
 from extstorage.marks import blocks_of_layers
 from extstorage.names import BLOCK, PAGE, check_name
-from extstorage.pages import mask_of, runs
+from extstorage.pages import mask_of
 from extstorage.store import Info, Layer, Store
 from ganeti_plugin.errors import Error
 from ganeti_plugin.log import warning
 
 #: How often a map that changes again and again is read; its volume is in good use.
 _ATTEMPTS = 5
+
+#: Entries of a map that are looked at together.
+_PART = 1 << 20
 
 Progress = Callable[[int], None]
 
@@ -65,14 +71,19 @@ class _Check:
         self._repair = repair
         self._found: list[Finding] = []
         self._layers: dict[Source, BrokenError | None] = {}
-        self._contents: set[bytes] = set()
+        self._contents = Digests()
+        self._tables: set[bytes] = set()
+        self._pending = False
         self._epochs: dict[bytes, list[int]] = {}
         self._version: object = None
 
     def run(self, names: Sequence[str], progress: Progress) -> list[Finding]:
         # Before the maps are read: a volume makes its layers after its map.
         self._epochs = self._list_epochs()
-        self._contents = {digest for digest, _ in self._store.contents()}
+        if len(names) > 1:
+            # Of one name, each content is asked for instead.
+            for digest, _ in self._store.contents():
+                self._contents.add(digest)
         for position, name in enumerate(names):
             progress(100 * position // len(names))
             self._check_name(name)
@@ -89,7 +100,7 @@ class _Check:
 
     def _note(self, name: str, text: str, *, repaired: str = "", damage: bool = True, blocks: int = 0) -> None:
         """One more finding; `blocks` is a bitmap."""
-        found = Finding(name, text, tuple(_runs_of(blocks)), repaired, damage)
+        found = Finding(name, text, tuple((first, end - 1) for first, end in runs_of(blocks)), repaired, damage)
         self._found.append(found)
         warning("%s: %s: %s%s", self._store.title, name or "store", text, f" ({repaired})" if repaired else "")
 
@@ -126,12 +137,12 @@ class _Check:
             return
         if not self._check_entries(name, found):
             return
-        for source, bits in _united(found).items():
+        for source, bits in self._faulty_layers(found).items():
             self._check_layer(name, source, bits)
         # There is none before the first write.
         if not found.read_only and found.epoch in self._epochs.get(found.owner, ()):
             self._check_layer(name, found.current, mask_of(0, found.blocks), current=True)
-        if not intake.is_pending(self._store, name):
+        if not self._pending:
             self._check_contents(name, found)
 
     def _confirm(self, name: str) -> None:
@@ -139,13 +150,14 @@ class _Check:
             raise _ChangedError
 
     def _check_facts(self, name: str) -> None:
+        self._pending = intake.is_pending(self._store, name)
         try:
             self._store.read_info(name)
         except BrokenError as error:
             done = self._repaired(name, self._forget_facts)
             self._note(name, str(error), repaired=done)
             return
-        if intake.is_pending(self._store, name) and not self._is_held(name):
+        if self._pending and not self._is_held(name):
             self._note(name, "an interrupted import; the next one of this image goes on", damage=False)
 
     def _forget_facts(self, name: str) -> str:
@@ -155,11 +167,13 @@ class _Check:
 
     def _check_entries(self, name: str, found: VolumeMap) -> bool:
         """Whether all numbers in a map mean something; its checksum says only that it is as it was written."""
-        contents = len(found.digests) // DIGEST
-        bad = [n for n in set(found.entries) if (n ^ CONTENT >= contents if n & CONTENT else n > len(found.sources))]
-        if bad:
-            self._note(name, "the map names layers that it does not list")
-        return not bad
+        contents, sources = len(found.digests) // DIGEST, len(found.sources)
+        for start in range(0, len(found.entries), _PART):
+            numbers = set(found.entries[start : start + _PART])
+            if any(n ^ CONTENT >= contents if n & CONTENT else n > sources for n in numbers):
+                self._note(name, "the map names layers that it does not list")
+                return False
+        return True
 
     def _check_layer(self, name: str, source: Source, bits: int, *, current: bool = False) -> None:
         """A layer and the blocks that this map needs of it."""
@@ -175,6 +189,15 @@ class _Check:
                 return self._rebuild(source, self._unreadable(source, bad))
 
         self._note(name, str(error), blocks=bad, repaired=self._repaired(name, rebuild))
+
+    def _faulty_layers(self, found: VolumeMap) -> dict[Source, int]:
+        """The frozen layers with which something is wrong, and the blocks that name them, as a bitmap."""
+        faulty: dict[Source, int] = {}
+        if any(self._fault_of(source) for source in found.sources):
+            for source, bits in blocks_of_layers(found):
+                if self._fault_of(source):
+                    faulty[source] = faulty.get(source, 0) | bits
+        return faulty
 
     def _fault_of(self, source: Source) -> BrokenError | None:
         """What is wrong with a layer, whatever map names it."""
@@ -192,13 +215,13 @@ class _Check:
             layer = self._store.layer(source)
         except BrokenError:
             return bits
-        bad = 0
-        for index in _indexes_of(bits):
+        bad = bytearray(bits.bit_length())
+        for index in indexes_of(bits):
             try:
                 layer.load_pages(index)
             except BrokenError:
-                bad |= 1 << index
-        return bad
+                bad[index] = 1
+        return bits_of(bad, 1)
 
     def _rebuild(self, source: Source, bad: int) -> str:
         """Bitmaps that are lost, from the data: what is there was written. What was discarded is no longer known."""
@@ -208,23 +231,34 @@ class _Check:
             layer = self._store.layer(source)
         except BrokenError:
             return ""
-        bits = {index: _pages_with_data(layer, index) for index in _indexes_of(bad)}
+        bits = {index: _pages_with_data(layer, index) for index in indexes_of(bad)}
         self._store.layer(source, writable=True).save_pages(bits)
         return "the bitmaps were made anew from the data; pages that were discarded there may show older data"
 
     def _check_contents(self, name: str, found: VolumeMap) -> None:
-        missing = set()
-        for number in range(len(found.digests) // DIGEST):
-            digest = found.digests[number * DIGEST : (number + 1) * DIGEST]
-            if digest not in self._contents and not self._can_be_read(digest):
-                missing.add(CONTENT | number)
-        if missing:
-            bad = 0
-            for position, number in enumerate(found.entries):
-                if number in missing:
-                    bad |= 1 << position // DEPTH
-            self._confirm(name)
-            self._note(name, f"{len(missing)} content blocks are missing", blocks=bad)
+        table = hashlib.sha256(found.digests).digest()
+        if table in self._tables:
+            # Those of a clone.
+            return
+        missing = self._missing(found.digests)
+        if not any(missing):
+            self._tables.add(table)
+            return
+        bad = bytearray(found.blocks)
+        for position, number in enumerate(found.entries):
+            if number & CONTENT and missing[number ^ CONTENT]:
+                bad[position // DEPTH] = 1
+        self._confirm(name)
+        self._note(name, f"{sum(missing)} content blocks are missing", blocks=bits_of(bad, 1))
+
+    def _missing(self, digests: bytes) -> bytearray:
+        """A byte for each of them."""
+        missing = bytearray(digest not in self._contents for digest in digests_in(digests))
+        suspects = list(indexes_of(bits_of(missing, 1)))
+        names = [digests[number * DIGEST : (number + 1) * DIGEST] for number in suspects]
+        for number, there in zip(suspects, self._store.each(self._can_be_read, names), strict=True):
+            missing[number] = not there
+        return missing
 
     def _can_be_read(self, digest: bytes) -> bool:
         """It may have come since the check began, or be in a store of Pithos."""
@@ -330,33 +364,21 @@ class _Check:
         return found
 
     def _heads(self) -> Iterator[tuple[str, VolumeMap]]:
-        for name in self._store.names():
-            with contextlib.suppress(BrokenError, NoSuchVolumeError):
-                yield name, self._store.read_heads(name)
+        names = self._store.possible_names()
+        for name, head in zip(names, self._store.each(self._head, names), strict=True):
+            if head is not None:
+                yield name, head
+
+    def _head(self, name: str) -> VolumeMap | None:
+        with contextlib.suppress(BrokenError, NoSuchVolumeError):
+            return self._store.read_heads(name)
+        return None
 
     def _advance(self, name: str) -> str:
         with self._locked(name), self._store.locked():
             old = self._store.read_map(name)
             self._store.write_map(name, self._next_generation(old))
         return "the map was brought to the last snapshot"
-
-
-def _united(found: VolumeMap) -> dict[Source, int]:
-    """For each frozen layer, the blocks that name it, as a bitmap."""
-    united: dict[Source, int] = {}
-    for source, bits in blocks_of_layers(found):
-        united[source] = united.get(source, 0) | bits
-    return united
-
-
-def _indexes_of(bits: int) -> Iterator[int]:
-    for first, end, is_set in runs(bits, 0, bits.bit_length()):
-        if is_set:
-            yield from range(first, end)
-
-
-def _runs_of(bits: int) -> Iterator[tuple[int, int]]:
-    return ((first, end - 1) for first, end, is_set in runs(bits, 0, bits.bit_length()) if is_set)
 
 
 def _pages_with_data(layer: Layer, index: int) -> int:

@@ -10,6 +10,7 @@ and is whole again as soon as somebody imports or hashes anything that has the s
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import deque
@@ -18,8 +19,9 @@ from typing import NamedTuple
 
 from extstorage import intake
 from extstorage.content import Pipeline, digest_of
+from extstorage.digests import Digests, digests_in
 from extstorage.errors import BrokenError, NoSuchVolumeError
-from extstorage.maps import DIGEST, Source, VolumeMap
+from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK
 from extstorage.store import Store
 from ganeti_plugin.log import warning
@@ -53,15 +55,10 @@ class Report(NamedTuple):
 def scrub(store: Store, progress: Progress, *, repair: bool = False) -> Report:
     """Verify a store. `progress` is called after each block."""
     began = time.monotonic()
-    work = _Scrub(store)
-    blocks = sorted(digest for digest, _ in store.contents())
-    for number, _ in enumerate(work.verified(blocks), 1):
-        progress(number, len(blocks))
+    # Listed twice, to know how many there are: that is little beside reading them.
+    work = _Scrub(store, sum(1 for _ in store.contents()), progress)
+    work.verify(digest for digest, _ in store.contents())
     names = list(work.readable_maps())
-    # What a map names and was not there before: new, in a store of Pithos, or missing.
-    later = sorted(work.named - set(blocks))
-    for number, _ in enumerate(work.verified(later), 1):
-        progress(len(blocks) + number, len(blocks) + len(later))
     damage = tuple(work.damage(names))
     if repair:
         damage = tuple(work.without_spoilt(damage))
@@ -70,7 +67,7 @@ def scrub(store: Store, progress: Progress, *, repair: bool = False) -> Report:
     return Report(
         maps=len(names),
         layers=work.layers,
-        blocks=len(blocks) + len(later),
+        blocks=work.blocks,
         bytes=work.bytes,
         seconds=time.monotonic() - began,
         damage=damage,
@@ -78,26 +75,32 @@ def scrub(store: Store, progress: Progress, *, repair: bool = False) -> Report:
 
 
 class _Scrub:
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, expected: int, progress: Progress) -> None:
         self._store = store
+        self._expected = expected
+        self._progress = progress
         self._own = threading.local()
         self._faults: dict[Source, str] = {}
         self._broken_maps: dict[str, str] = {}
         self._checked: set[Source] = set()
-        self.named: set[bytes] = set()
+        self._tables: set[bytes] = set()
+        self._verified = Digests()
+        self.blocks = 0
         self.bytes = 0
 
     @property
     def layers(self) -> int:
         return len(self._checked)
 
-    def verified(self, digests: Iterable[bytes]) -> Iterator[None]:
+    def verify(self, digests: Iterable[bytes]) -> None:
+        """Each of them that was not verified before."""
         with Pipeline(0, _AHEAD) as pipeline:
-            for digest, fault in pipeline.ordered(self._fault_of, digests):
+            for digest, fault in pipeline.ordered(self._fault_of, filter(self._verified.add, digests)):
                 if fault:
                     self._faults[Source(digest, 0)] = fault
                 self.bytes += BLOCK
-                yield
+                self.blocks += 1
+                self._progress(self.blocks, max(self.blocks, self._expected))
 
     def _fault_of(self, digest: bytes) -> tuple[bytes, str]:
         try:
@@ -120,7 +123,7 @@ class _Scrub:
             found = self._map(name)
             # What an import in progress names need not be there yet.
             if found is not None and not intake.is_pending(self._store, name):
-                self.named |= set(_digests(found))
+                self._check_contents(found.digests)
                 self._check_layers(found)
                 yield name
 
@@ -132,6 +135,13 @@ class _Scrub:
         except BrokenError as error:
             self._broken_maps[name] = str(error)
             return None
+
+    def _check_contents(self, digests: bytes) -> None:
+        """What a map names and was not there before: new, in a store of Pithos, or missing. Clones name the same."""
+        table = hashlib.sha256(digests).digest()
+        if table not in self._tables:
+            self._tables.add(table)
+            self.verify(digests_in(digests))
 
     def _check_layers(self, found: VolumeMap) -> None:
         for source in found.sources:
@@ -146,10 +156,12 @@ class _Scrub:
         for name, reason in self._broken_maps.items():
             yield Damage(f"the map of {name}", reason, (name,))
         hits: dict[Source, list[str]] = {source: [] for source in self._faults}
+        spoilt = {source.owner for source in self._faults if source.is_content}
         for name in names if hits else ():
             found = self._map(name)
             if found is not None:
-                for source in {*found.sources, *(Source(digest, 0) for digest in _digests(found))} & set(hits):
+                contents = {Source(digest, 0) for digest in digests_in(found.digests) if digest in spoilt}
+                for source in {*found.sources, *contents} & set(hits):
                     hits[source].append(name)
         for source, reason in self._faults.items():
             if hits[source] or self._is_there(source):
@@ -180,7 +192,3 @@ class _Scrub:
         except BrokenError:
             return False
         return True
-
-
-def _digests(found: VolumeMap) -> list[bytes]:
-    return [found.digests[at : at + DIGEST] for at in range(0, len(found.digests), DIGEST)]

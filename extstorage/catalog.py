@@ -31,6 +31,9 @@ from ganeti_plugin.log import info, warning
 #: Content blocks of an image whose size is asked for.
 _SAMPLE = 1024
 
+#: Seconds for freeing a volume's data at once: Ganeti waits, but not for ever, and a collection frees the rest.
+_REMOVAL = 120.0
+
 #: Nobody reads more.
 _MOST_COMPLETIONS = 500
 
@@ -181,7 +184,7 @@ def remove(store: Store, name: str) -> int:
     except NoSuchVolumeError:
         return 0
     # Not under the lock: a large layer takes time. No map can name it again.
-    freed = store.remove_layer(own) if own else 0
+    freed = store.remove_layer(own, patience=_REMOVAL) if own else 0
     info("%s: removed, %d MiB freed", name, freed // MEBIBYTE)
     return freed
 

@@ -27,6 +27,7 @@ import ctypes
 import errno
 import fcntl
 import json
+import math
 import os
 import threading
 import time
@@ -567,7 +568,7 @@ class FilesStore:
                     if kind == "data" and dot:
                         yield Source(bytes.fromhex(folder), int(stem, 16))
 
-    def remove_layer(self, source: Source) -> int:
+    def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:
         freed = self.used(source)
         for suffix in (".pages", ".data"):
             with contextlib.suppress(FileNotFoundError):

@@ -9,6 +9,7 @@ It can be `atomic`, too: then it keeps its promises as the RADOS store does, and
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from random import Random
@@ -315,7 +316,7 @@ class MemoryStore:
     def layers(self) -> list[Source]:
         return sorted(self._layers)
 
-    def remove_layer(self, source: Source) -> int:
+    def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:
         return self._layers.pop(source, MemoryLayer()).used()
 
     def free_blocks(self, source: Source, keep: int) -> int:

@@ -25,10 +25,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import threading
+import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -78,6 +80,9 @@ _ELSEWHERE = re.compile(rb"SNFBODY\n([0-9a-f]{16} [0-9]{1,4}) ([0-9a-f]{8})\n")
 _NOTE = re.compile(rb"([0-9a-f]{16}) ([0-9]{1,4})")
 _LARGEST_HEADER = 4096
 _TRIES = 5
+
+#: Blocks that are removed at a time.
+_PORTION = 10_000
 
 #: Changes of an index at a time.
 _MOST_RUNS = 1000
@@ -477,15 +482,23 @@ class RadosStore:
             with contextlib.suppress(ValueError):
                 yield source_of(stem)
 
-    def remove_layer(self, source: Source) -> int:
-        freed = self._free(source, indexed(self._objects, source))
+    def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:
+        """In portions, each of which is struck from the index: whoever goes on later need not begin anew."""
+        deadline = time.monotonic() + patience
+        freed, left = 0, indexes_of(indexed(self._objects, source))
+        while some := list(islice(left, _PORTION)):
+            if time.monotonic() >= deadline:
+                return freed
+            freed += self._free(source, some)
+            struck = Change().write(some[0], bytes(some[-1] - some[0] + 1))
+            self._objects.apply(index_key(source), struck, force=True)
         self._objects.remove(index_key(source))
         self._objects.drop_entry(LAYERS, stem_of(source))
         return freed
 
     def free_blocks(self, source: Source, keep: int) -> int:
         gone = indexed(self._objects, source) & ~keep
-        freed = self._free(source, gone)
+        freed = self._free(source, indexes_of(gone))
         left = runs_of(gone)
         while runs := list(islice(left, _MOST_RUNS)):
             change = Change()
@@ -494,12 +507,12 @@ class RadosStore:
             self._objects.apply(index_key(source), change, force=True)
         return freed
 
-    def _free(self, source: Source, blocks: int) -> int:
+    def _free(self, source: Source, blocks: Iterable[int]) -> int:
         def free(index: int) -> int:
             size = self._block_used(source, index)
             return size if self._objects.remove(data_key(source, index)) else 0
 
-        return sum(self._objects.parallel(free, indexes_of(blocks)))
+        return sum(self._objects.parallel(free, blocks))
 
     def used(self, source: Source) -> int:
         """Each block tells its own. Of many, some are asked, and the rest is taken to be alike."""

@@ -15,6 +15,7 @@ the bitmap that says which pages are there. The rules that `volume.py` relies on
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -238,8 +239,8 @@ class Store(Protocol):
 
     def layers(self) -> Iterable[Source]: ...
 
-    def remove_layer(self, source: Source) -> int:
-        """Answers with the bytes freed."""
+    def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:
+        """Answers with the bytes freed. After so many seconds it may stop: the rest is left to the collection."""
 
     def free_blocks(self, source: Source, keep: int) -> int:
         """Give back the blocks of a frozen layer that are not in the bitmap `keep`; answers with the bytes freed.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from extstorage import catalog, gc
+from extstorage import catalog, gc, rados_store
 from extstorage.names import BLOCK
 from extstorage.session import Session
 from extstorage.stores import RadosSpec
@@ -50,4 +50,20 @@ def test_blocks_that_a_whole_block_hides_are_freed_once(world: RadosWorld) -> No
     for name in ("clone", "later"):
         catalog.remove(store, name)
     gc.collect(store)
+    assert list(store.layers()) == []
+
+
+def test_what_takes_too_long_to_remove_is_left_to_the_collection(
+    world: RadosWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_REMOVAL", 0.0)
+    monkeypatch.setattr(rados_store, "_PORTION", 2)
+    store = world.open()
+    catalog.create_volume(store, "vol", 5 * BLOCK)
+    for block in (0, 1, 3, 4):
+        write(store, "vol", block)
+    assert catalog.remove(store, "vol") == 0
+    assert store.names() == []
+    assert len(list(store.layers())) == 1
+    assert gc.collect(store).freed > 0
     assert list(store.layers()) == []

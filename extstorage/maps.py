@@ -107,7 +107,15 @@ class VolumeMap(NamedTuple):
 
 def _reaching(entries: array[int], blocks: int) -> array[int]:
     """A copy, which may be changed, with an entry for each of so many blocks."""
-    return entries + array("I", bytes(max(0, ROW * blocks - 4 * len(entries))))
+    found = array("I")
+    for at in range(0, len(entries), _AT_ONCE):
+        found.extend(entries[at : at + _AT_ONCE])
+    nothing = array("I", bytes(4 * _AT_ONCE))
+    missing = max(0, blocks * DEPTH - len(entries))
+    for _ in range(missing // _AT_ONCE):
+        found.extend(nothing)
+    found.extend(nothing[: missing % _AT_ONCE])
+    return found
 
 
 def empty(size: int, owner: bytes) -> VolumeMap:

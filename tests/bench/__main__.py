@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
     "rados": volumes.measure_rados,
     "rados-clone": volumes.measure_clone_in_rados,
     "snapshot": volumes.measure_snapshot,
+    "rados-snapshot": volumes.measure_snapshot_in_rados,
     "memory": volumes.measure_memory,
     "import": volumes.measure_import,
     "nic": nic.measure,

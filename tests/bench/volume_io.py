@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Measures volumes and their peers where they run, in a node: request on stdin, medians on stdout, both JSON.
 
-    {"what": "files" | "rados" | "snapshot" | "memory" | "import", "rounds": N}  ->  {"NAME": VALUE, ...}
+    {"what": "files" | "rados" | "snapshot" | "rados-snapshot" | "memory" | "import", "rounds": N}
+        ->  {"NAME": VALUE, ...}
 
 Clients are the usual ones: `qemu-img bench` with cache=none asks our servers, librbd and qemu-nbd in the same way, and
 its own clock counts, so that starting a program does not. Ours and the peer's runs take turns.
@@ -249,6 +250,12 @@ def measure_snapshot(rounds: int, store: str = "main", size: int = 100 << 30) ->
     return measured
 
 
+def measure_snapshot_in_rados(rounds: int) -> Measured:
+    with apply.using_store(apply.site(), "rados", make=True):
+        pass
+    return measure_snapshot(rounds, "rados")
+
+
 def _keep_writing(client: object, size: int, end: threading.Event, pauses: list[float]) -> None:
     write = client.pwrite  # type: ignore[attr-defined]
     data, offset = os.urandom(PAGE), 0
@@ -313,6 +320,7 @@ MEASURES: dict[str, Callable[[int], Measured]] = {
     "files": measure_files,
     "rados": measure_rados,
     "snapshot": measure_snapshot,
+    "rados-snapshot": measure_snapshot_in_rados,
     "memory": measure_memory,
     "import": measure_import,
 }

@@ -129,10 +129,20 @@ def _clone_job(origin: str, mebibytes: int) -> Job:
 
 
 def measure_snapshot(rounds: int) -> list[Figure]:
-    medians = _measured("snapshot", max(rounds, 5))
+    return _snapshot_figures("snapshot", "snapshot", rounds)
+
+
+def measure_snapshot_in_rados(rounds: int) -> list[Figure]:
+    _configure()
+    return _snapshot_figures("rados: snapshot", "rados-snapshot", rounds)
+
+
+def _snapshot_figures(name: str, what: str, rounds: int) -> list[Figure]:
+    runs = max(rounds, 5)
+    medians = _measured(what, runs)
     return [
-        Figure(name="snapshot of 100 GiB in use", value=medians["snapshot"], limit=0.5, runs=max(rounds, 5)),
-        Figure(name="snapshot of 100 GiB in use: longest wait", value=medians["pause"], limit=0.1, runs=max(rounds, 5)),
+        Figure(name=f"{name} of 100 GiB in use", value=medians["snapshot"], limit=0.5, runs=runs),
+        Figure(name=f"{name} of 100 GiB in use: longest wait", value=medians["pause"], limit=0.1, runs=runs),
     ]
 
 

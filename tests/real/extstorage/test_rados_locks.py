@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from extstorage import catalog, rados_locks, stores
-from extstorage.errors import FencedClientError, HeldError, NoSuchVolumeError
+from extstorage.errors import FencedClientError, FencedError, HeldError, NoSuchVolumeError
 from extstorage.names import BLOCK, PAGE
 from extstorage.rados_errors import RadosError
 from extstorage.rados_locks import HeldLock, Identity, Locks, machine
@@ -136,7 +136,8 @@ def test_a_writer_that_was_killed_elsewhere_is_waited_for(store: RadosStore, wri
     store.lock_volume("vol", patience=store.patience).release()
 
 
-def test_a_client_that_was_shut_out_begins_anew(store: RadosStore, spec: RadosSpec) -> None:
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_client_that_was_shut_out_begins_anew(store: RadosStore, spec: RadosSpec, closed: bool) -> None:
     """What it held is lost, what it wrote stays, and when nobody relies on its locks, it gets a new connection."""
     session = Session(store, "vol")
     session.open(True)
@@ -145,6 +146,10 @@ def test_a_client_that_was_shut_out_begins_anew(store: RadosStore, spec: RadosSp
     other._client.fence(store._client.address, 60)
     with pytest.raises(FencedClientError):
         session.write(A, PAGE)
+    if closed:
+        session.close()
+        with pytest.raises(FencedError):
+            session.flush()
     session.open(True)
     assert read(session) == bytes(A)
     session.write(A, PAGE)

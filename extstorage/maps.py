@@ -102,7 +102,8 @@ class VolumeMap(NamedTuple):
 
     def depth(self, index: int) -> int:
         """How many frozen layers a block has."""
-        return sum(map(bool, self.entries[index * DEPTH : index * DEPTH + DEPTH]))
+        numbers = self.entries[index * DEPTH : index * DEPTH + DEPTH]
+        return len(numbers) - numbers.count(0)
 
 
 def _reaching(entries: array[int], blocks: int) -> array[int]:

@@ -41,6 +41,9 @@ FENCE_SECONDS = 24 * 3600
 #: The locks that this process holds, by any client. What it could not release, it knows to be free.
 _OURS: set[str] = set()
 
+#: Seconds that a process waits at its end for a cluster that does not answer.
+_FAREWELL = 2.0
+
 _LARGEST = 1 << 20
 _POLL = 0.1
 
@@ -316,10 +319,13 @@ class Locks:
             _OURS.discard(lock.id)
             lock.lost = True
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Answers whether nothing uses the client any more; when the cluster does not answer, a renewal does."""
         self._ended.set()
-        if self._thread is not None:
-            self._thread.join(2 * self._lease)
+        if self._thread is None:
+            return True
+        self._thread.join(_FAREWELL)
+        return not self._thread.is_alive()
 
 
 def _pause(most: float) -> None:

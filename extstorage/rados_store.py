@@ -140,8 +140,8 @@ class RadosStore:
             return self._client.objects
 
     def close(self) -> None:
-        self._locks.close()
-        self._client.close()
+        if self._locks.close():
+            self._client.close()
 
     @property
     def title(self) -> str:

@@ -223,7 +223,8 @@ def no_forgery(guest: Guest, tell: Callable[[Guest, str], str]) -> str:
         interface = json.loads(done("ip", "-j", "-4", "route", "get", guest.ip, place="outside"))[0]["dev"]
         arguments = ["/usr/bin/python3", str(ROOT / "tests/demo/watch.py"), interface, str(WATCH)]
         addresses = [guest.ip, FORGED, FORGED6]
-        watch = spawn([TESTBED, "exec", "outside", *arguments, *addresses], stdout=output.fileno())
+        watcher = [TESTBED, "exec", "outside", *arguments, *addresses]
+        watch = spawn(watcher, stdout=output.fileno(), env=os.environ)
         try:
             time.sleep(2)
             tell(guest, command)

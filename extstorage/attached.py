@@ -10,9 +10,14 @@ from typing import NamedTuple
 from extstorage import answer, control, servers
 from extstorage.errors import ServerError
 from extstorage.servers import Site
+from ganeti_plugin.errors import StateError
 
 #: Seconds in which systemd starts a server again that died.
 _COMES_BACK = 2.0
+
+
+class LeftAloneError(StateError):
+    template = "the server of the volume {name!r} was left alone: {reason}"
 
 
 class Attached(NamedTuple):
@@ -61,13 +66,13 @@ def is_dead(site: Site, name: str) -> bool:
 def restart(site: Site, name: str) -> Attached:
     """Have another process of today's code serve the volume; its clients reconnect and notice a pause.
 
-    Raises ServerError when it must stay, or does not come back as it was.
+    Raises LeftAloneError when it must stay, and ServerError when it does not come back as it was.
     """
     before = look(site, name)
     if not before.mode:
-        raise ServerError(name=name, message=f"nothing, so it was not restarted: {before.fault}")
+        raise LeftAloneError(name=name, reason=before.fault)
     if before.mode == "shared":
-        raise ServerError(name=name, message="it is in the middle of a migration; try again later")
+        raise LeftAloneError(name=name, reason="it is in the middle of a migration; try again later")
     servers.restart(site, name)
     after = look(site, name)
     if (after.mode, after.writer) != (before.mode, before.writer) and before.writer:

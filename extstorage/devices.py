@@ -11,10 +11,16 @@ from extstorage import answer, loop_device, nbd_device
 from extstorage.errors import BadParameterError, NoDeviceError
 from extstorage.plan import Device
 from extstorage.servers import START_TIMEOUT, Site
-from ganeti_plugin.errors import Error
+from ganeti_plugin.errors import Error, StateError
 from ganeti_plugin.files import remove_tree
 from ganeti_plugin.log import warning
 from ganeti_plugin.run import run
+
+
+class OldSizeError(StateError):
+    template = "the volume {name!r} has grown, but the kernel does not show it in its block device: {reason}"
+    hint = "repeat it, or detach the volume and attach it again"
+
 
 #: What the units run, by the hidden command of archipelago(8).
 UNIT_COMMANDS = {
@@ -78,9 +84,13 @@ def _start_loop(site: Site, name: str) -> None:
 
 def resize_device(site: Site, name: str, size: int) -> None:
     """Have the block device, if there is one, show the volume's new size."""
-    if site.device_directory(name).is_dir():
+    if not site.device_directory(name).is_dir():
+        return
+    try:
         nbd_device.resize(site, name, size)
         loop_device.resize(site, name, size)
+    except OSError as error:
+        raise OldSizeError(name=name, reason=error.strerror) from None
 
 
 def stop_device(site: Site, name: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import servers
+from extstorage import devices, nbd_device, servers
 from extstorage.servers import Site
 
 #: Seconds that Ganeti's master waits for one call of a node (contract 2.9).
@@ -34,3 +34,15 @@ def test_a_detach_ends_before_ganeti_stops_waiting() -> None:
     others = 3 * 60.0
     slowest = servers.DEVICE_STOP_TIMEOUT + servers.IN_USE_TIMEOUT + servers.STOP_TIMEOUT
     assert slowest + others < GANETI_WAITS
+
+
+def test_a_device_that_keeps_its_old_size_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(nbd_device, "resize", refuse)
+    site = Site({}, "main", getpass.getuser(), {}, tmp_path / "run", tmp_path / "devices")
+    devices.resize_device(site, "web", 1 << 30)
+    site.device_directory("web").mkdir(parents=True)
+    with pytest.raises(devices.OldSizeError, match="'web' has grown, but .*Invalid argument"):
+        devices.resize_device(site, "web", 1 << 30)

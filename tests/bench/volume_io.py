@@ -40,6 +40,9 @@ FAR = 37 * BLOCK + 5 * PAGE
 
 RBD_POOL = "bench-rbd"
 
+#: How many reads of 4 KiB one at a time, and how many with 32 under way.
+RADOS_READS = (3000, 12000)
+
 Measured = dict[str, list[float]]
 
 
@@ -137,10 +140,14 @@ def many_writes(target: str, measured: Measured, whose: str) -> None:
         measured.setdefault(f"{whose} 1024 over untouched{again}", []).append(seconds)
 
 
-def reads(target: str, measured: Measured, whose: str, counts: tuple[int, int]) -> None:
+def random_reads(target: str, measured: Measured, whose: str, counts: tuple[int, int]) -> None:
     small, many = counts
     measured.setdefault(f"{whose} read QD1", []).append(bench(target, small, step=FAR))
     measured.setdefault(f"{whose} read QD32", []).append(bench(target, many, depth=32, step=FAR))
+
+
+def reads(target: str, measured: Measured, whose: str, counts: tuple[int, int]) -> None:
+    random_reads(target, measured, whose, counts)
     measured.setdefault(f"{whose} sequential read", []).append(bench(target, 2 * BLOCKS, depth=2, size=BLOCK))
 
 
@@ -152,13 +159,14 @@ def measure_rados(rounds: int) -> Measured:
     need_rbd()
     measured: Measured = {}
     origin = template("rados")
-    with volume("rados") as full:
+    with volume("rados") as full, qemu_nbd(rbd_uri("full"), "raw", cache="none") as served:
         fill(uri(full))
         for _ in range(rounds):
             for target, whose in ((uri(full), "ours"), (rbd_uri("full"), "peer")):
-                reads(target, measured, whose, (3000, 12000))
+                reads(target, measured, whose, RADOS_READS)
                 if whose == "ours":
                     sequential_write(target, measured, whose)
+            random_reads(served, measured, "served peer", RADOS_READS)
     rbd("create", "plain", "--size", f"{SIZE >> 20}M")
     fill(rbd_uri("plain"))
     for _ in range(rounds):
@@ -176,10 +184,11 @@ def measure_rados(rounds: int) -> Measured:
 
 
 @contextlib.contextmanager
-def qemu_nbd(path: Path, kind: str) -> Iterator[str]:
+def qemu_nbd(source: str | Path, kind: str, cache: str = "writeback") -> Iterator[str]:
+    """Serve a file, or what QEMU has a URI for."""
     socket = SCRATCH / f"{kind}.sock"
     socket.unlink(missing_ok=True)
-    process = subprocess.Popen(["qemu-nbd", "-t", "-f", kind, "-k", str(socket), str(path)])
+    process = subprocess.Popen(["qemu-nbd", "-t", "-f", kind, "--cache", cache, "-k", str(socket), str(source)])
     try:
         wait_until(socket.exists)
         yield f"nbd+unix:///?socket={socket}"

@@ -76,6 +76,7 @@ def create_volume(
         if store.exists(name):
             _check_same(store, name, size, facts)
             return
+        store.check_size(size)
         owner = new_id()
         if foreign is not None:
             store.create(name, maps.clone(_large_enough(foreign(), origin, size), size, owner), facts)

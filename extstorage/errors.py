@@ -14,6 +14,11 @@ class BadSizeError(InputError):
     template = "the size {size} is not acceptable: {reason}"
 
 
+class TooLargeForStoreError(InputError):
+    template = "a volume of {size} bytes is too large for the store {store}: its file system keeps no file of that size"
+    hint = "make it smaller, or use a store on a file system with larger files, such as XFS, or in RADOS"
+
+
 class BadParameterError(InputError):
     template = "the disk parameter {name} {reason}"
 

@@ -37,9 +37,17 @@ from pathlib import Path
 
 from extstorage import maps
 from extstorage.bitmaps import runs_of
-from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, BusyError, HeldError, NoSuchVolumeError
+from extstorage.errors import (
+    AlreadyThereError,
+    BadStoreError,
+    BrokenError,
+    BusyError,
+    HeldError,
+    NoSuchVolumeError,
+    TooLargeForStoreError,
+)
 from extstorage.maps import Source, VolumeMap
-from extstorage.names import BLOCK, PAGE, token
+from extstorage.names import BLOCK, PAGE, blocks_of, token
 from extstorage.pages import FULL, RECORD, from_record, mask_of, to_record
 from extstorage.store import Holder, Info, Layer, R, Space, T, decode_info, encode_info
 from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, remove_tree, write_atomically
@@ -426,6 +434,20 @@ class FilesStore:
             raise BrokenError(path=path, reason="the file is missing") from None
         except OSError as error:
             raise BrokenError(path=path, reason=f"it can't be read ({error.strerror})") from None
+
+    def check_size(self, size: int) -> None:
+        """The file system itself is asked, for what it allows depends on how it was made. A layer has whole blocks."""
+        probe = self._content / "new" / f"size.{token()}"
+        descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+        try:
+            os.unlink(probe)
+            os.ftruncate(descriptor, blocks_of(size) * BLOCK)
+        except OSError as error:
+            if error.errno != errno.EFBIG:
+                raise
+            raise TooLargeForStoreError(size=size, store=self.title) from None
+        finally:
+            os.close(descriptor)
 
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
         self._create(name, maps.encode(volume_map), info)

@@ -236,6 +236,9 @@ class MemoryStore:
     def write_info(self, name: str, info: Info) -> None:
         self._infos[name] = info
 
+    def check_size(self, size: int) -> None:
+        """Of blocks there may be any number."""
+
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
         self._create(name, maps.encode(volume_map), info)
 

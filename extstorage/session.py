@@ -523,6 +523,7 @@ class Session:
         with self._exclusively(), self._store.locked(), self._gate.hold(self._name):
             if size <= self._volume.map.size:
                 return
+            self._store.check_size(size)
             self._flush_held()
             self._replace_map(maps.grow(self._volume.map, size))
         info("%s: grown to %d bytes", self._name, size)

@@ -203,6 +203,9 @@ class Store(Protocol):
 
     def write_info(self, name: str, info: Info) -> None: ...
 
+    def check_size(self, size: int) -> None:
+        """Raises TooLargeForStoreError if no volume here can be as large."""
+
     def create(self, name: str, volume_map: VolumeMap, info: Info) -> None: ...
 
     def create_copy(self, name: str, origin: str, head: VolumeMap, info: Info) -> None:

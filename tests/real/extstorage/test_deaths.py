@@ -18,7 +18,7 @@ import nbd
 import pytest
 
 from extstorage import catalog, fsck, gc
-from extstorage.errors import ServerError
+from extstorage.errors import ServerError, TooLargeForStoreError
 from extstorage.files_store import create_store, open_store
 from extstorage.hashing import hash_snapshot
 from extstorage.names import BLOCK, PAGE, SECTOR
@@ -201,6 +201,31 @@ def test_a_full_store_refuses_and_removes(place: Path) -> None:
     assert store.names() == ["vol"]
     assert catalog.remove(store, "vol") > SIZE // 2
     catalog.create_volume(store, "other", SIZE)
+
+
+def test_a_volume_is_as_large_as_a_file_on_ext4(tmp_path: Path) -> None:
+    """What could not be written to its end is refused at once, and what is made can be."""
+    image, place = tmp_path / "image", tmp_path / "place"
+    with image.open("wb") as stream:
+        stream.truncate(64 << 20)
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", "-b", "4096", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, place], check=True)
+    try:
+        store = create_store(place / "store")
+        with pytest.raises(TooLargeForStoreError):
+            catalog.create_volume(store, "large", 16 << 40)
+        end = (16 << 40) - BLOCK
+        catalog.create_volume(store, "vol", end)
+        session = Session(store, "vol")
+        session.write(memoryview(b"x" * PAGE), end - PAGE)
+        with pytest.raises(TooLargeForStoreError):
+            session.grow(16 << 40)
+        session.zero(end - BLOCK, BLOCK)
+        session.shutdown()
+        assert store.names() == ["vol"]
+    finally:
+        subprocess.run(["umount", "-l", place], check=True)
 
 
 def test_a_read_only_store(place: Path, tmp_path: Path) -> None:

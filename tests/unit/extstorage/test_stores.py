@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,18 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import apply, servers, stores
+from extstorage import apply, catalog, servers, stores
 from extstorage.errors import (
     AlreadyThereError,
     BadStoreError,
     BadStoreSpecError,
     NoSuchStoreError,
     NoSuchVolumeError,
+    TooLargeForStoreError,
     UnknownOriginError,
     UnreachableStoreError,
 )
+from extstorage.names import BLOCK, LARGEST, PAGE, SECTOR
 from extstorage.plan import CreatePlan
 from extstorage.servers import Site
+from extstorage.session import Session
 from extstorage.stores import FilesSpec, RadosSpec
 from ganeti_plugin.config import converted
 from ganeti_plugin.settings import Archipelago, Setting
@@ -89,6 +93,30 @@ def test_a_place_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "file").unlink()
     stores.open_store(FilesSpec(tmp_path), make=True)
     assert stores.open_store(FilesSpec(tmp_path)).names() == []
+
+
+def test_a_volume_is_not_larger_than_a_file_can_be(tmp_path: Path) -> None:
+    """Its last pages would fail when the guest writes them: on ext4, a file ends below 16 TiB."""
+    store = stores.open_store(FilesSpec(tmp_path), make=True)
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Python ignores SIGXFSZ.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 * BLOCK, limits[1]))
+    try:
+        catalog.create_volume(store, "fits", 8 * BLOCK)
+        for size in (8 * BLOCK + SECTOR, LARGEST):
+            with pytest.raises(TooLargeForStoreError, match="keeps no file of that size"):
+                catalog.create_volume(store, "large", size)
+            with pytest.raises(TooLargeForStoreError, match="make it smaller"):
+                session.grow(size)
+        session.grow(8 * BLOCK)
+        session.write(memoryview(b"x" * PAGE), 8 * BLOCK - PAGE)
+        catalog.create_volume(store, "fits", 8 * BLOCK)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (store.names(), session.size) == (["fits", "vol"], 8 * BLOCK)
+    assert not list(tmp_path.glob("content/new/*"))
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from extstorage import catalog, fsck, gc
 from extstorage.errors import HeldError, NotOpenError, ReadOnlyError
 from extstorage.hashing import PREFIX, hash_snapshot
+from extstorage.intake import recent
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
@@ -31,6 +32,8 @@ from tests.datapath.tap import Killed, Reaper, Saboteur
 SIZES = (SECTOR, PAGE, 3 * PAGE + SECTOR, BLOCK, BLOCK + SECTOR, 2 * BLOCK - PAGE, 3 * BLOCK + 5 * PAGE + SECTOR)
 SHORT = (1, 511, SECTOR, 700, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE, 5 * PAGE + 77)
 LENGTHS = (*SHORT * 5, *(64 << 10,) * 5, BLOCK + PAGE)
+#: What an interrupted hashing leaves.
+PENDING = (PREFIX, recent(PREFIX))
 MOST_DISKS = 4
 MOST_SNAPSHOTS = 10
 LAST = 25
@@ -383,7 +386,7 @@ class Generator:
             assert name == self.going, f"{name} is gone"
             del self.snapshots[name]
         for name in names - self.snapshots.keys() - {disk.name for disk in self.disks}:
-            if name.startswith(PREFIX):
+            if name.startswith(PENDING):
                 continue
             reader = self._read(name)
             verify(reader, self.coming[name], name)
@@ -515,7 +518,7 @@ class Generator:
         for name in self.random.sample(sorted(self.snapshots), len(self.snapshots)):
             catalog.remove(self.store, name)
         for name in self.store.names():
-            assert name.startswith(PREFIX), name
+            assert name.startswith(PENDING), name
             catalog.remove(self.store, name)
         gc.collect(self.store)
         assert self.store.names() == []

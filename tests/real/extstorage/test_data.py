@@ -238,7 +238,7 @@ def test_import_clone_and_remove(raw_image: Path, tmp_path: Path, kind: str) -> 
     client.shutdown()
     do("detach", clone)
     do("remove", clone)
-    assert traces(name) + traces(f"import-{name}") + traces(clone) == []
+    assert traces(name) + traces(f"import-{name}") + traces(f"import.{name}") + traces(clone) == []
 
 
 def test_a_hashed_snapshot_shares_its_blocks_with_an_image(volume: str, raw_image: Path) -> None:
@@ -316,7 +316,7 @@ def test_what_is_not_as_declared_is_refused(raw_image: Path, tmp_path: Path) -> 
         done = command("image", "import", "refused", path, "--format", kind)
         assert done.returncode != 0
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert traces("refused") + traces("import-refused") == []
+    assert traces("refused") + traces("import-refused") + traces("import.refused") == []
 
 
 def test_an_import_that_is_killed_goes_on(tmp_path: Path, seeds: list[int]) -> None:
@@ -336,7 +336,7 @@ def test_an_import_that_is_killed_goes_on(tmp_path: Path, seeds: list[int]) -> N
                 break
         else:
             assert command("image", "import", name, path).returncode == 0, f"seed {seed}"
-        assert traces(f"import-{name}") == []
+        assert traces(f"import-{name}") + traces(f"import.{name}") == []
         exported = tmp_path / "exported"
         clone = new_name()
         do("create", clone, VOL_SIZE="240", EXTP_ORIGIN=name)

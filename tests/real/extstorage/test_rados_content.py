@@ -105,7 +105,7 @@ def test_an_import_that_was_killed_goes_on_and_damage_is_found(
         patch.setattr(RadosStore, "put_content", dying)
         with pytest.raises(KeyboardInterrupt):
             take(store, "image", disk)
-    assert store.names() == ["import-image"]
+    assert store.names() == ["import-image", "import.image"]
     gc.collect(store)
     assert scrub(store, lambda _done, _all: None).damage == ()
     take(store, "image", disk)

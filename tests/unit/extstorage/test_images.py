@@ -8,6 +8,7 @@ import errno
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from extstorage.content import Block, Take, digest_of, root_of, root_of_map
 from extstorage.errors import AlreadyThereError, BadNameError, BadSizeError, FullStoreError, HeldError
 from extstorage.files_store import FilesStore, create_store
 from extstorage.images import import_from
+from extstorage.maps import DIGEST, VolumeMap
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
@@ -127,6 +129,15 @@ class Mortal:
         self._source.check()
 
 
+PENDING = [("import-image", "volume"), ("import.image", "volume")]
+
+
+def named(store: Store) -> set[bytes]:
+    """The blocks that no collection takes."""
+    tables = [store.read_map(name).digests for name in store.names()]
+    return {table[at : at + DIGEST] for table in tables for at in range(0, len(table), DIGEST)}
+
+
 def test_an_interrupted_import_goes_on(store: Store, disk: Path) -> None:
     read: list[list[int]] = []
     for dies_at in (12, 14, 20):
@@ -135,10 +146,9 @@ def test_an_interrupted_import_goes_on(store: Store, disk: Path) -> None:
             with pytest.raises(Death):
                 import_from(store, "image", mortal, {}, nothing)
         read.append(mortal.read)
-        assert [(item.name, item.kind) for item in catalog.items(store)] == [("import-image", "volume")]
-        pending = store.read_map("import-image")
+        assert [(item.name, item.kind) for item in catalog.items(store)] == PENDING
         assert not [finding for finding in fsck.check(store) if finding.damage]
-        assert digests(store) <= {layer.owner for number in range(pending.blocks) for layer in pending.layers(number)}
+        assert digests(store) <= named(store)
     assert read[0][0] == 0
     assert 0 < read[1][0] <= read[2][0] <= 19
     take(store, "image", disk)
@@ -159,8 +169,8 @@ def test_an_import_that_is_broken_off_keeps_what_it_has(store: Store, disk: Path
         import_from(store, "image", source, {}, break_off)
     done = int(store.read_info("import-image").properties["done"])
     assert done > 4
-    named = store.read_map("import-image")
-    assert {layer.owner for number in range(done) for layer in named.layers(number)} <= digests(store)
+    pending = store.read_map("import-image")
+    assert {layer.owner for number in range(done) for layer in pending.layers(number)} <= digests(store)
     if isinstance(store, FilesStore):
         assert not list((Path(store.title) / "content" / "new").iterdir())
     with sources.opened(disk, "raw") as source:
@@ -189,6 +199,90 @@ def test_a_file_that_changes_is_refused(store: Store, disk: Path) -> None:
         with pytest.raises(UnusableFileError, match="shorter|changed"):
             import_from(store, "image", source, {}, nothing)
     assert store.names() == []
+
+
+class Watched(MemoryStore):
+    """Whose changes of maps take their time, and are looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[str, int] = {}
+        self.changing: set[str] = set()
+        self.has_lock = threading.local()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        with super().locked():
+            self.has_lock.value = True
+            yield
+            self.has_lock.value = False
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        assert name not in self.changing, "in RADOS, one of two changes at once is refused"
+        self.changing.add(name)
+        yield
+        self.changing.remove(name)
+
+    def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
+        with self._alone(name):
+            time.sleep(0.001)
+            before = named(self)
+            super().write_map(name, volume_map, packed)
+            self.written[name] = self.written.get(name, 0) + len(maps.encode(volume_map))
+            assert before <= named(self)
+            assert name == "import.image" or self.has_lock.value, "or a collection could see both without a name"
+
+    def write_info(self, name: str, info: Info) -> None:
+        with self._alone(name):
+            super().write_info(name, info)
+
+
+def test_names_are_always_in_one_of_the_two_maps(disk: Path) -> None:
+    store = Watched()
+    take(store, "image", disk)
+    assert store.written.keys() == {"import-image", "import.image"}
+    assert contents(store, "image") == disk.read_bytes()
+
+
+class Short:
+    """Very many blocks of a few bytes."""
+
+    identity = "short"
+
+    def __init__(self, count: int) -> None:
+        self.size = count * BLOCK
+
+    def blocks(self, first: int, take: Take) -> Iterator[Block]:
+        for number in range(first, self.size // BLOCK):
+            buffer = take()
+            buffer[:8] = (number + 1).to_bytes(8, "big")
+            yield Block(number, buffer, 8)
+
+    def check(self) -> None:
+        """As it was."""
+
+
+class Counted(MemoryStore):
+    """Counts the bytes of maps that are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = 0
+
+    def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
+        super().write_map(name, volume_map, packed)
+        self.written += len(self._maps[name])
+
+
+def test_the_map_is_not_written_anew_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "BATCH", 16)
+    monkeypatch.setattr(intake, "CHECKPOINT", 32 * BLOCK)
+    for count in (1 << 10, 1 << 12):
+        store = Counted()
+        import_from(store, "image", Short(count), {}, nothing)
+        assert len(store.contents()) == count
+        assert store.written < 20 * count**1.5
 
 
 class Stream:
@@ -240,10 +334,11 @@ def test_names_that_are_taken(store: Store, disk: Path) -> None:
 def test_a_volume_that_only_looks_like_an_import_is_left_alone(store: Store, disk: Path) -> None:
     catalog.create_volume(store, "import-image", BLOCK)
     store.create("import-other", maps.from_digests(BLOCK, bytes(16), [None]), Info(created=0.0, image=True))
-    for name in ("image", "other"):
-        with pytest.raises(AlreadyThereError, match=f"'import-{name}' is already"):
+    catalog.create_volume(store, "import.third", BLOCK)
+    for name in ("image", "other", "third"):
+        with pytest.raises(AlreadyThereError, match=f"'import.{name}' is already"):
             take(store, name, disk)
-    assert store.names() == ["import-image", "import-other"]
+    assert store.names() == ["import-image", "import-other", "import.third"]
 
 
 def test_two_imports_of_one_name(store: Store, disk: Path) -> None:
@@ -293,7 +388,7 @@ def test_a_full_store_says_so_and_the_import_goes_on_when_there_is_room(
     monkeypatch.setattr(type(store), "put_content", full)
     with pytest.raises(FullStoreError):
         take(store, "image", disk)
-    assert store.names() == ["import-image"]
+    assert store.names() == ["import-image", "import.image"]
     room[0] = 1000
     take(store, "image", disk)
     assert store.names() == ["image"]

@@ -30,6 +30,7 @@ osd_pool_default_size = 1
 osd_pool_default_min_size = 1
 mon_allow_pool_size_one = true
 mon_warn_on_pool_no_redundancy = false
+paxos_propose_interval = 0.05
 """
 
 #: Arguments: monitor's name, its address, fsid, pool. Not by the units of the packages: those want prepared devices.
@@ -37,12 +38,23 @@ START = """
 name=$1 address=$2 fsid=$3
 again() {
     # A client that meets the monitor or the OSD in the moment of its start may wait for ever: ask anew.
-    end=$(($(date +%s) + 120))
+    end=$(($(date +%s) + 60))
     while [ $(date +%s) -lt $end ]; do
-        ! timeout 10 "$@" >/dev/null || return 0
-        sleep 1
+        ! timeout 15 "$@" >/dev/null 2>/run/ceph/problem || return 0
+        sleep 0.2
     done
-    echo "no success: $*" >&2
+    echo "no success: $*: $(tail -n 3 /run/ceph/problem)" >&2
+    return 1
+}
+osd_up() {
+    # So may the OSD, or it gives up and ends, when it asks a monitor that is busy: start it anew, it holds nothing yet.
+    for try in 1 2 3; do
+        systemd-run --quiet --collect --unit=testbed-ceph-osd ceph-osd -f -i 0 --setuser ceph --setgroup ceph
+        ! again sh -c 'ceph osd stat | grep "1 up"' || return 0
+        journalctl --quiet --no-pager --unit=testbed-ceph-osd --lines=20 >&2
+        systemctl --quiet kill --signal=KILL testbed-ceph-osd 2>/dev/null || true
+        systemctl --quiet stop testbed-ceph-osd 2>/dev/null || true
+    done
     return 1
 }
 systemctl --quiet mask --now ceph-mon.service ceph-osd.service 2>/dev/null || true
@@ -53,9 +65,8 @@ chown -R ceph: /var/lib/ceph /run/ceph
 systemd-run --quiet --unit=testbed-ceph-mon ceph-mon -f -i $name --setuser ceph --setgroup ceph
 identity=$(cat /proc/sys/kernel/random/uuid)
 again ceph osd new $identity
-ceph-osd -i 0 --mkfs --osd-uuid $identity --setuser ceph --setgroup ceph >/dev/null 2>&1
-systemd-run --quiet --unit=testbed-ceph-osd ceph-osd -f -i 0 --setuser ceph --setgroup ceph
-again sh -c 'ceph osd stat | grep "1 up"'
+again ceph-osd -i 0 --mkfs --osd-uuid $identity --setuser ceph --setgroup ceph
+osd_up
 again ceph osd pool create $4 8
 again ceph osd pool application enable $4 snf-archipelago
 again rados -p $4 put testbed /etc/hostname

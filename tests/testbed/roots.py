@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ganeti_plugin import log
 from ganeti_plugin.errors import StateError
+from ganeti_plugin.files import locked
 from ganeti_plugin.run import run
 from tests.testbed import ceph
 from tests.testbed.layout import CACHE, TREE
@@ -30,6 +31,9 @@ TOOLS = (
     *("qemu-utils", "qemu-system-x86", "busybox-static", "tcpdump", "fio", "socat", "e2fsprogs", "fdisk", "strace"),
 )
 
+#: Seconds to wait for another testbed that makes the same base or layer.
+PATIENCE = 900.0
+
 REPOSITORY = TREE / "build/repo"
 
 
@@ -44,7 +48,8 @@ class Extra:
         return (*(TOOLS if self.tools else ()), *(ceph.PACKAGES if self.tools or self.ceph else ()))
 
     def suffix(self) -> str:
-        return f"{'-tools' if self.tools else ''}{'-ceph' if self.ceph else ''}"
+        """Of what has the same packages, and so is made once."""
+        return "-tools" if self.tools else "-ceph" if self.ceph else ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +67,11 @@ class Roots:
         """apt's downloaded packages, so that a second run needs no network."""
         return CACHE / "testbed" / f"archives-{self.release}"
 
+    @property
+    def lock(self) -> Path:
+        """Held by whoever makes the base or a layer."""
+        return self.archives.with_suffix(".lock")
+
     def layer(self, extra: Extra) -> Path:
         return CACHE / "testbed" / f"layer-{self.release}-{packages_digest(extra)}{extra.suffix()}"
 
@@ -75,7 +85,13 @@ def packages_digest(extra: Extra) -> str:
 
 
 def need_base(roots: Roots) -> None:
-    """Make the base root unless it is there; mmdebstrap takes about a minute."""
+    """Make the base root unless it is there, or another testbed makes it; mmdebstrap takes about a minute."""
+    roots.archives.mkdir(parents=True, exist_ok=True)
+    with locked(roots.lock, timeout=PATIENCE):
+        _need_base(roots)
+
+
+def _need_base(roots: Roots) -> None:
     wanted = hashlib.sha256(" ".join(BASE).encode()).hexdigest()
     mark = roots.base / ".testbed"
     if mark.exists() and mark.read_text() == wanted:
@@ -83,7 +99,6 @@ def need_base(roots: Roots) -> None:
     log.info("making a fresh Debian %s root for nodes (a minute or two)", roots.release)
     new = roots.base.with_name(roots.base.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
-    roots.archives.mkdir(parents=True, exist_ok=True)
     include = ",".join(BASE)
     # The lists stay, so that apt can install from its archives without a network.
     keep = "--skip=cleanup/apt/lists"

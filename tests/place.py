@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -40,9 +42,17 @@ class Outcome:
         return f"{self.stdout}\n{self.stderr}"
 
 
-def host(*command: str | Path, timeout: float = 600, env: dict[str, str] | None = None, stdin: str = "") -> Outcome:
-    """Run a program of the host; a failure is for the caller to judge."""
+def host(
+    *command: str | Path,
+    timeout: float = 600,
+    env: dict[str, str] | None = None,
+    stdin: str = "",
+    slot: str | None = None,
+) -> Outcome:
+    """Run a program of the host; a failure is for the caller to judge. `slot` names another testbed than ours."""
     words = [str(word) for word in command]
+    if slot is not None:
+        env = {**(env or os.environ), "SNF_TESTBED_SLOT": slot}
     try:
         done = subprocess.run(
             words, input=stdin, capture_output=True, text=True, errors="replace", timeout=timeout, env=env, cwd=ROOT
@@ -52,18 +62,27 @@ def host(*command: str | Path, timeout: float = 600, env: dict[str, str] | None 
     return Outcome(status=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
 
-def tried(*command: str, place: str = "node1", timeout: float = 600, stdin: str = "") -> Outcome:
+def tried(
+    *command: str, place: str = "node1", timeout: float = 600, stdin: str = "", slot: str | None = None
+) -> Outcome:
     """Run a program in a node or outside."""
-    return host(TESTBED, "exec", place, *command, timeout=timeout, stdin=stdin)
+    return host(TESTBED, "exec", place, *command, timeout=timeout, stdin=stdin, slot=slot)
 
 
-def done(*command: str, place: str = "node1", timeout: float = 600, stdin: str = "") -> str:
+def done(*command: str, place: str = "node1", timeout: float = 600, stdin: str = "", slot: str | None = None) -> str:
     """The same, for commands that must succeed; their stdout, stripped."""
-    outcome = tried(*command, place=place, timeout=timeout, stdin=stdin)
+    outcome = tried(*command, place=place, timeout=timeout, stdin=stdin, slot=slot)
     if outcome.status:
         end = f"ended with {outcome.status}"
         raise FailedError(command=" ".join(command), end=end, said=outcome.said.strip())
     return outcome.stdout.strip()
+
+
+def is_fit(*nodes: str) -> bool:
+    """Whether a testbed with these nodes and Ceph is up."""
+    outcome = host(TESTBED, "status", "--json")
+    up = {row["node"] for row in json.loads(outcome.stdout)["nodes"]} if outcome.status == 0 else set()
+    return up.issuperset(nodes) and tried("test", "-e", "/etc/ceph/ceph.conf").status == 0
 
 
 def eventually(what: str, check: Callable[[], Found], *, seconds: float, pause: float = 0.5) -> Found:

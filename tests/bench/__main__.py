@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from ganeti_plugin import log
 from ganeti_plugin.entry import guarded
@@ -17,7 +15,8 @@ from ganeti_plugin.files import locked
 from ganeti_plugin.run import run
 from tests.bench import add, clone, durations, helper, nic, volumes
 from tests.bench.figures import Figure, save, table
-from tests.bench.place import CACHE, ROOT, SLOT, TESTBED
+from tests.bench.place import CACHE
+from tests.place import ROOT, TESTBED, is_fit
 
 BENCHMARKS: dict[str, Callable[[int], list[Figure]]] = {
     "attach": clone.measure_attach,
@@ -63,11 +62,11 @@ def measure_all(names: list[str], rounds: int) -> tuple[list[Figure], list[str]]
     """Bring up a testbed unless one with Ceph is up, and measure; what fails is told and does not stop the rest."""
     figures: list[Figure] = []
     failures: list[str] = []
-    started = names != ["durations"] and not is_fit()
+    started = names != ["durations"] and not is_fit("node1")
     try:
         if started:
             log.info("bringing up a node")
-            run([TESTBED, "up", "--nodes", "1", "--tools", "--ceph"], timeout=1500, env=SLOT)
+            run([TESTBED, "up", "--nodes", "1", "--tools", "--ceph"], timeout=1500, env=os.environ)
         for name in names:
             log.info("measuring: %s", name)
             try:
@@ -76,15 +75,8 @@ def measure_all(names: list[str], rounds: int) -> tuple[list[Figure], list[str]]
                 failures.append(f"{name}: {error}")
     finally:
         if started:
-            run([TESTBED, "down"], timeout=300, env=SLOT)
+            run([TESTBED, "down"], timeout=300, env=os.environ)
     return figures, failures
-
-
-def is_fit() -> bool:
-    """Whether a testbed is up that has what is measured."""
-    up = json.loads(run([TESTBED, "status", "--json"], env=SLOT).stdout)["up"]
-    look: list[str | Path] = [TESTBED, "exec", "node1", "test", "-e", "/etc/ceph/ceph.conf"]
-    return bool(up) and run(look, env=SLOT, allowed=(0, 1)).returncode == 0
 
 
 if __name__ == "__main__":

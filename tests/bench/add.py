@@ -10,7 +10,8 @@ import time
 from ganeti_plugin.errors import StateError
 from ganeti_plugin.run import run, spawn
 from tests.bench.figures import Figure
-from tests.bench.place import ROOT, SLOT, TESTBED, in_node, median
+from tests.bench.place import median
+from tests.place import ROOT, TESTBED, done
 
 NAME = "bench1.test"
 IMAGE = "bench-debian"
@@ -31,20 +32,20 @@ COMMAND = (
 def prepare() -> None:
     """The Debian image and the network, unless they are there."""
     run([ROOT / "tests/guest/build-image"], timeout=1500)
-    if IMAGE not in in_node("archipelago", "image", "list").split():
-        in_node("archipelago", "image", "import", IMAGE, "/srv/cache/guest/debian-12.raw", "--format", "raw")
-    if "public" not in in_node("gnt-network", "list", "--no-headers", "-o", "name").split():
+    if IMAGE not in done("archipelago", "image", "list").split():
+        done("archipelago", "image", "import", IMAGE, "/srv/cache/guest/debian-12.raw", "--format", "raw")
+    if "public" not in done("gnt-network", "list", "--no-headers", "-o", "name").split():
         addresses = ("--network=198.51.100.0/24", "--gateway=198.51.100.1")
         addresses6 = ("--network6=2001:db8:1::/64", "--gateway6=2001:db8:1::1")
-        in_node("gnt-network", "add", *addresses, *addresses6, "public")
-        in_node("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")
+        done("gnt-network", "add", *addresses, *addresses6, "public")
+        done("gnt-network", "connect", "--nic-parameters", "mode=routed,link=100", "public")
 
 
 def once() -> float:
     """Add the instance, remove it again; seconds until the line that says it is started."""
     reader, writer = os.pipe()
     started = time.monotonic()
-    process = spawn([TESTBED, "exec", "node1", *COMMAND], stdout=writer, stderr=subprocess.STDOUT, env=SLOT)
+    process = spawn([TESTBED, "exec", "node1", *COMMAND], stdout=writer, stderr=subprocess.STDOUT, env=os.environ)
     os.close(writer)
     seconds = None
     said = []
@@ -58,7 +59,7 @@ def once() -> float:
     finally:
         if process.poll() is None:
             process.kill()
-        in_node(
+        done(
             "sh", "-c", f"gnt-instance remove -f --ignore-failures --shutdown-timeout=1 {NAME} >/dev/null 2>&1 || true"
         )
     if seconds is None or process.returncode:

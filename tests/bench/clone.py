@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.bench.figures import Figure
-from tests.bench.place import Job, in_node, timed
+from tests.bench.place import Job, timed
+from tests.place import done
 
 PROVIDER = "/usr/share/ganeti/extstorage/archipelago"
 GIB = 1024**3
@@ -39,14 +40,14 @@ def exports(values: dict[str, str]) -> str:
 
 def import_image(name: str, size: int) -> None:
     """An image of `size` bytes with data in every block, unless it is there."""
-    if name in in_node("archipelago", "image", "list").split():
+    if name in done("archipelago", "image", "list").split():
         return
     path = f"/var/tmp/{name}.raw"
-    in_node("/usr/bin/python3", "-c", FILL, path, str(size), str(BLOCK))
+    done("/usr/bin/python3", "-c", FILL, path, str(size), str(BLOCK))
     try:
-        in_node("archipelago", "image", "import", name, path, "--format", "raw", timeout=3600)
+        done("archipelago", "image", "import", name, path, "--format", "raw", timeout=3600)
     finally:
-        in_node("rm", "-f", path)
+        done("rm", "-f", path)
 
 
 def clone_job(name: str, size: int) -> Job:
@@ -97,8 +98,8 @@ def measure_attach(rounds: int) -> list[Figure]:
     values = environment(1024, None)
     enter = exports(values)
     end = f"cd {PROVIDER}; ./detach >/dev/null 2>&1 || true; ./remove >/dev/null 2>&1 || true"
-    in_node("sh", "-c", f"{enter}{end}")
-    in_node("sh", "-ec", f"{enter}cd {PROVIDER}; ./create; ./attach >/dev/null")
+    done("sh", "-c", f"{enter}{end}")
+    done("sh", "-ec", f"{enter}cd {PROVIDER}; ./create; ./attach >/dev/null")
     try:
         jobs = [
             Job(name="attach", command=[f"{PROVIDER}/attach"], environment=values),
@@ -106,6 +107,6 @@ def measure_attach(rounds: int) -> list[Figure]:
         ]
         ours, theirs = timed(jobs, rounds=max(20, rounds))
     finally:
-        in_node("sh", "-c", f"{enter}{end}")
+        done("sh", "-c", f"{enter}{end}")
     peer = "python3 -Es -c pass"
     return [Figure(name="attach of an attached volume", value=ours, peer=peer, peer_value=theirs, limit=0.06, runs=20)]

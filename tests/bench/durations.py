@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 
 from tests.bench.figures import Figure
-from tests.bench.place import ROOT
+from tests.place import ROOT
 
 #: File in build/, name of the figure, most seconds.
 DURATIONS = (("demo.json", "./run demo, packages cached", 360.0), ("test.json", "./run test", 1500.0))

@@ -11,8 +11,9 @@ from ganeti_plugin import log
 from ganeti_plugin.run import run
 from tests.bench.add import KEY
 from tests.bench.figures import Figure
-from tests.bench.place import CACHE, ROOT, Job, in_node, timed
+from tests.bench.place import CACHE, Job, timed
 from tests.guest.small import cpio
+from tests.place import ROOT, done
 
 #: The image as node and host see it.
 IMAGE_IN_NODE = "/srv/cache/guest/debian-12.raw"
@@ -66,7 +67,7 @@ def os_environment(device: str) -> dict[str, str]:
 def free_loop() -> str:
     """A loop device of the node that nobody uses."""
     find = "for d in /dev/loop[0-9]*; do losetup $d >/dev/null 2>&1 || { echo $d; exit; }; done; exit 1"
-    return in_node("sh", "-c", find)
+    return done("sh", "-c", find)
 
 
 def helper_job() -> Job:

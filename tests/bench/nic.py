@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from tests.bench.figures import Figure
-from tests.bench.place import Job, in_node, timed
+from tests.bench.place import Job, timed
+from tests.place import done
 
 TAP = "tap990"
 OURS = "/usr/share/snf-ganeti/ganeti-ifup"
@@ -48,6 +49,6 @@ def measure(rounds: int) -> list[Figure]:
     try:
         ours, theirs = timed(jobs, rounds=runs)
     finally:
-        in_node("sh", "-c", forget)
+        done("sh", "-c", forget)
     peer = "Ganeti's own kvm-ifup steps, no filter"
     return [Figure(name="NIC up", value=ours, peer=peer, peer_value=theirs, limit=0.15, runs=runs)]

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,17 +11,12 @@ from pathlib import Path
 
 from ganeti_plugin import log
 from ganeti_plugin.errors import StateError
-from ganeti_plugin.run import run
+from tests.place import TESTBED, host
 
-ROOT = Path(__file__).resolve().parents[2]
-TESTBED = ROOT / "tests/testbed/testbed"
 CACHE = Path("/var/cache/snf-ganeti")
 
 #: The same file, as a node sees the tree.
 TIMER = "/src/tests/bench/timer.py"
-
-#: Which of the testbeds that may stand side by side is meant; programs that run.py starts see nothing else of ours.
-SLOT = {name: os.environ[name] for name in ("SNF_TESTBED_SLOT",) if name in os.environ}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,21 +34,15 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def in_node(*command: str, timeout: float = 900, stdin: bytes | None = None) -> str:
-    """Run a program in the node; its stdout."""
-    done = run([TESTBED, "exec", "node1", *command], timeout=timeout, stdin=stdin, env=SLOT)
-    return done.stdout.decode("utf-8", "replace").strip()
-
-
 def timed(jobs: Sequence[Job], *, rounds: int, prefix: Sequence[str | Path] = (), timer: str = TIMER) -> list[float]:
     """Medians of the jobs, in their order; `prefix` enters the place, node1 unless told."""
     place = list(prefix) or [TESTBED, "exec", "node1"]
-    request = json.dumps({"rounds": rounds, "jobs": [asdict(job) for job in jobs]}).encode()
+    request = json.dumps({"rounds": rounds, "jobs": [asdict(job) for job in jobs]})
     limit = 600.0 * rounds * len(jobs)
-    done = run([*place, "/usr/bin/python3", timer], stdin=request, timeout=limit, allowed=(0, 1), env=SLOT)
-    if done.returncode:
-        raise StateError(message=done.stderr.decode("utf-8", "replace").strip()[-2000:])
-    seconds = json.loads(done.stdout)
+    outcome = host(*place, "/usr/bin/python3", timer, stdin=request, timeout=limit)
+    if outcome.status:
+        raise StateError(message=outcome.stderr.strip()[-2000:])
+    seconds = json.loads(outcome.stdout)
     for job in jobs:
         log.info("  %s: %s", job.name, " ".join(f"{value:.3f}" for value in seconds[job.name]))
     return [median(seconds[job.name]) for job in jobs]

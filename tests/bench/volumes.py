@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from ganeti_plugin import log
 from tests.bench.figures import Figure
-from tests.bench.place import Job, in_node, timed
+from tests.bench.place import Job, timed
+from tests.place import done
 
 INSIDE = "/src/tests/bench/volume_io.py"
 
@@ -61,8 +62,8 @@ FILES = (
 
 
 def _measured(what: str, rounds: int) -> dict[str, float]:
-    request = json.dumps({"what": what, "rounds": rounds}).encode()
-    found = json.loads(in_node("/usr/bin/python3", INSIDE, timeout=1800, stdin=request))
+    request = json.dumps({"what": what, "rounds": rounds})
+    found = json.loads(done("/usr/bin/python3", INSIDE, timeout=1800, stdin=request))
     for name, values in found["runs"].items():
         log.info("  %s: %s", name, " ".join(f"{value:.3f}" for value in values))
     medians: dict[str, float] = found["medians"]
@@ -81,7 +82,7 @@ def _figures(kind: str, rows: tuple[Row, ...], medians: dict[str, float], rounds
 
 
 def _configure() -> None:
-    in_node("sh", "-ec", "cat > /etc/snf-ganeti/conf.d/bench.toml", stdin=STORES.encode())
+    done("sh", "-ec", "cat > /etc/snf-ganeti/conf.d/bench.toml", stdin=STORES)
 
 
 def measure_files(rounds: int) -> list[Figure]:
@@ -97,7 +98,7 @@ def measure_clone_in_rados(rounds: int) -> list[Figure]:
     """A clone as a whole process, for maps of 1 GiB and 1 TiB with content in every block, beside `rbd clone`."""
     _configure()
     # Prepares the peer's pool and its template, too.
-    in_node("/usr/bin/python3", "/src/tests/bench/full_maps.py", "rados", timeout=600)
+    done("/usr/bin/python3", "/src/tests/bench/full_maps.py", "rados", timeout=600)
     jobs = [
         *(_clone_job(f"bench-{size}", mebibytes) for size, mebibytes in (("1g", 1 << 10), ("1t", 1 << 20))),
         Job(

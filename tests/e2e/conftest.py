@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, NODES, is_fit
-from tests.place import ROOT, TESTBED, done, host, tried
+from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK, NODES
+from tests.place import ROOT, TESTBED, done, host, is_fit, tried
 
 #: On each node: a directory that both have, and Ceph. A short lease, so that tests need not wait for it long.
 SETTINGS = """
@@ -23,7 +23,7 @@ END
 @pytest.fixture(scope="session")
 def node1() -> Iterator[str]:
     """The name of a node that is ready for `gnt-instance add`. A testbed that is up and fits is used and left up."""
-    was_up = is_fit()
+    was_up = is_fit(*NODES)
     built = host(ROOT / "tests/guest/build-image", "--small", timeout=1500)
     assert built.status == 0, built.said
     if not was_up:

@@ -8,7 +8,7 @@ import re
 import time
 from dataclasses import dataclass, fields
 
-from tests.place import TESTBED, done, host, tried
+from tests.place import done
 
 NODES = ("node1", "node2")
 
@@ -20,13 +20,6 @@ NETWORK = (
     *("gnt-network", "add", "--network=198.51.100.0/24", "--gateway=198.51.100.1"),
     *("--network6=2001:db8:1::/64", "--gateway6=2001:db8:1::1", "public"),
 )
-
-
-def is_fit() -> bool:
-    """Whether a testbed is up that has what these tests need: two nodes and Ceph."""
-    outcome = host(TESTBED, "status", "--json")
-    up = {row["node"] for row in json.loads(outcome.stdout)["nodes"]} if outcome.status == 0 else set()
-    return up.issuperset(NODES) and tried("test", "-e", "/etc/ceph/ceph.conf").status == 0
 
 
 #: Runs in the node: everything that an action of ours could leave there, as JSON.

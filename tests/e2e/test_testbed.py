@@ -16,24 +16,22 @@ import pytest
 
 from ganeti_plugin.files import locked
 from tests.e2e.place import IMAGE, IMAGE_FILE, NETWORK
-from tests.place import ROOT, TESTBED, Outcome, done, eventually, host
+from tests.place import ROOT, TESTBED, Outcome, done, eventually, host, tried
+from tests.testbed import layout
 
 pytestmark = pytest.mark.timeout(1500)
 
-SLOT = "9"
+SLOT = str(layout.SLOT + 20)
 NAME = f"snf-ganeti-testbed-{SLOT}"
-ENVIRONMENT = {**os.environ, "SNF_TESTBED_SLOT": SLOT}
 PROBE = "import socket,sys; print(socket.create_connection((sys.argv[1], 7), 3).recv(99).decode())"
 
 
 def bed(*words: str, timeout: float = 900) -> Outcome:
-    return host(TESTBED, *words, timeout=timeout, env=ENVIRONMENT)
+    return host(TESTBED, *words, timeout=timeout, slot=SLOT)
 
 
-def in_node(*words: str, node: str = "node1") -> str:
-    outcome = bed("exec", node, *words)
-    assert outcome.status == 0, f"{' '.join(words)}: {outcome.said}"
-    return outcome.stdout.strip()
+def in_node(*words: str, place: str = "node1") -> str:
+    return done(*words, place=place, slot=SLOT)
 
 
 def up(*words: str) -> None:
@@ -87,12 +85,14 @@ def test_exec_passes_on_input_output_and_status_and_nothing_of_the_host_changes(
     network = host_network()
     up("--no-cluster")
     assert host_network() == network
-    assert bed("exec", "node1", "sh", "-c", "exit 7").status == 7
-    echoed = subprocess.run(
-        [TESTBED, "exec", "node1", "cat"], input=b"a\0b", capture_output=True, env=ENVIRONMENT, timeout=60, check=True
-    )
-    assert echoed.stdout == b"a\0b"
-    assert bed("exec", "node1", "printenv", "SNF_TESTBED_SLOT").status == 1
+    assert tried("sh", "-c", "exit 7", slot=SLOT).status == 7
+    assert tried("cat", stdin="a\0b", slot=SLOT).stdout == "a\0b"
+    assert tried("printenv", "SNF_TESTBED_SLOT", slot=SLOT).status == 1
+    # Packages of the same version that were built anew are deployed, too.
+    in_node("rm", "/usr/bin/archipelago")
+    deployed = bed("deploy")
+    assert deployed.status == 0, deployed.said
+    in_node("test", "-x", "/usr/bin/archipelago")
 
 
 def test_a_second_command_refuses_while_one_is_at_work() -> None:
@@ -108,10 +108,7 @@ def test_a_demo_keeps_its_testbed() -> None:
     """`deploy` stands for all commands that change something: were it not refused, it would do no harm."""
     holder = subprocess.Popen(["flock", "/run/lock/snf-ganeti-demo", "sleep", "60"])
     try:
-        environment = {**os.environ, "SNF_TESTBED_SLOT": "0"}
-        eventually(
-            "refusal", lambda: "a demo is running" in host(TESTBED, "deploy", env=environment).stderr, seconds=20
-        )
+        eventually("refusal", lambda: "a demo is running" in host(TESTBED, "deploy", slot="0").stderr, seconds=20)
     finally:
         host("pkill", "-P", str(holder.pid))
         holder.kill()
@@ -121,7 +118,8 @@ def test_a_demo_keeps_its_testbed() -> None:
 @pytest.mark.parametrize("ending", ["down", "up"])
 def test_nothing_is_left_of_a_killed_run(ending: str) -> None:
     """SIGKILL in the middle of `up`; a later `down`, or an `up` and its `down`, removes all."""
-    killed = subprocess.Popen([TESTBED, "up", "--no-cluster"], env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+    environment = {**os.environ, "SNF_TESTBED_SLOT": SLOT}
+    killed = subprocess.Popen([TESTBED, "up", "--no-cluster"], env=environment, stderr=subprocess.DEVNULL)
     eventually("booting node", lambda: '"node"' in bed("status", "--json").stdout, seconds=600)
     killed.kill()
     killed.wait(20)
@@ -161,7 +159,7 @@ def test_an_instance_on_debian_13_with_a_block_device() -> None:
     address = in_node("gnt-instance", "list", "--no-headers", "-o", "nic.ips", name).strip("[]'")
     eventually(
         "answer of the guest",
-        lambda: bed("exec", "outside", "/usr/bin/python3", "-c", PROBE, address).stdout.strip() == name,
+        lambda: in_node("/usr/bin/python3", "-c", PROBE, address, place="outside") == name,
         seconds=120,
     )
     in_node("gnt-instance", "remove", "-f", "--shutdown-timeout=1", name)

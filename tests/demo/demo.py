@@ -33,8 +33,9 @@ FORGED6 = "2001:db8:1::bad"
 MARKER = "/root/written-before-the-snapshot"
 DISK = "2G"
 
-#: Seconds that the wire is watched while a guest sends with forged addresses.
-WATCH = 25
+#: Seconds that the wire is watched at the most while a guest sends with forged addresses, and after it has sent.
+WATCH = 120
+AFTER = 2.0
 
 #: Seconds that a guest may need to boot under emulation, all of them at once.
 BOOT = 300.0
@@ -219,21 +220,20 @@ def no_forgery(guest: Guest, tell: Callable[[Guest, str], str]) -> str:
         f"ping -n -c 3 -W 1 -I {FORGED6} 2001:db8:1::1 >/dev/null; "
         f"ip addr del {FORGED}/32 dev eth0; ip -6 addr del {FORGED6}/128 dev eth0; echo sent"
     )
-    with tempfile.TemporaryFile() as output:
-        interface = json.loads(done("ip", "-j", "-4", "route", "get", guest.ip, place="outside"))[0]["dev"]
-        arguments = ["/usr/bin/python3", str(ROOT / "tests/demo/watch.py"), interface, str(WATCH)]
-        addresses = [guest.ip, FORGED, FORGED6]
-        watcher = [TESTBED, "exec", "outside", *arguments, *addresses]
-        watch = spawn(watcher, stdout=output.fileno(), env=os.environ)
+    interface = json.loads(done("ip", "-j", "-4", "route", "get", guest.ip, place="outside"))[0]["dev"]
+    arguments = ["/usr/bin/python3", str(ROOT / "tests/demo/watch.py"), interface, str(WATCH)]
+    watcher = [TESTBED, "exec", "outside", *arguments, guest.ip, FORGED, FORGED6]
+    with spawn(watcher, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ) as watch:
         try:
-            time.sleep(2)
+            assert watch.stdout is not None
+            if watch.stdout.readline() != b"watching\n":
+                raise ProofFailedError(claim="the wire is watched", found="the watcher ended")
             tell(guest, command)
-            watch.wait(timeout=90)
+            time.sleep(AFTER)
+            said, _ = watch.communicate(timeout=30)
         finally:
-            if watch.poll() is None:
-                watch.kill()
-        os.lseek(output.fileno(), 0, os.SEEK_SET)
-        lines = output.read().decode().splitlines()
+            watch.kill()
+    lines = said.decode().splitlines()
     counts = {words[0]: int(words[1]) for words in map(str.split, lines) if len(words) == 2}
     if counts.get(guest.ip, 0) < 3:
         raise ProofFailedError(claim="the guest's own packets leave", found=counts)

@@ -4,12 +4,14 @@
 
     watch.py INTERFACE SECONDS ADDRESS...
 
-Prints "ADDRESS COUNT" lines after SECONDS. Runs in the outside namespace, knows nothing of the suite.
+Says "watching", and at the end of its input, or after SECONDS, "ADDRESS COUNT" lines. Runs in the outside
+namespace, knows nothing of the suite.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import select
 import socket
 import sys
 import time
@@ -35,11 +37,13 @@ def main() -> None:
         wire.bind((interface, 0))
         print("watching", flush=True)
         while (left := deadline - time.monotonic()) > 0:
-            wire.settimeout(left)
-            try:
+            ready, _, _ = select.select([wire, sys.stdin], [], [], left)
+            if wire in ready:
                 source = source_of(wire.recv(65535))
-            except TimeoutError:
+            elif sys.stdin in ready:
                 break
+            else:
+                continue
             if source in counts:
                 counts[source] += 1
     for address, count in counts.items():

@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 
 from snf_image import protocol
+from snf_image.helper.network.plan import Interface
 from snf_image.helper.properties import Properties
 from snf_image.helper.task import Context
 from snf_image.helper.tree import Tree
@@ -19,6 +20,18 @@ NIC = protocol.Nic(
     subnet="198.51.100.0/24",
     gateway="198.51.100.1",
     subnet6="2001:db8:1::/64",
+    gateway6="2001:db8:1::1",
+)
+
+#: What that NIC's guest is to be told.
+STATIC = Interface(
+    name="eth0",
+    mac="aa:00:00:12:34:56",
+    ipv4="static",
+    address="198.51.100.7/24",
+    gateway="198.51.100.1",
+    ipv6="static",
+    address6="2001:db8:1:0:a800:ff:fe12:3456/64",
     gateway6="2001:db8:1::1",
 )
 

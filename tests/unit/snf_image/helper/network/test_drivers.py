@@ -10,18 +10,8 @@ import pytest
 from snf_image.helper.network import ifupdown, netplan, networkd
 from snf_image.helper.network.plan import Interface
 from snf_image.helper.tasks import configure_network
-from tests.unit.snf_image.helper.support import context_of, tree_of
+from tests.unit.snf_image.helper.support import STATIC, context_of, tree_of
 
-STATIC = Interface(
-    name="eth0",
-    mac="aa:00:00:12:34:56",
-    ipv4="static",
-    address="198.51.100.7/24",
-    gateway="198.51.100.1",
-    ipv6="static",
-    address6="2001:db8:1:0:a800:ff:fe12:3456/64",
-    gateway6="2001:db8:1::1",
-)
 AUTOMATIC = Interface(name="eth1", mac="aa:00:00:12:34:57", ipv4="dhcp", ipv6="slaac_dhcp")
 BARE = Interface(name="eth2", mac="aa:00:00:12:34:58")
 

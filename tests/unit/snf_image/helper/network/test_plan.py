@@ -9,7 +9,7 @@ import pytest
 
 from snf_image.helper.errors import TaskError
 from snf_image.helper.network import plan
-from tests.unit.snf_image.helper.support import NIC, request_of
+from tests.unit.snf_image.helper.support import NIC, STATIC, request_of
 
 
 def planned(**changes: object) -> plan.Interface:
@@ -18,16 +18,7 @@ def planned(**changes: object) -> plan.Interface:
 
 
 def test_a_routed_nic_is_static() -> None:
-    assert planned() == plan.Interface(
-        name="eth0",
-        mac="aa:00:00:12:34:56",
-        ipv4="static",
-        address="198.51.100.7/24",
-        gateway="198.51.100.1",
-        ipv6="static",
-        address6="2001:db8:1:0:a800:ff:fe12:3456/64",
-        gateway6="2001:db8:1::1",
-    )
+    assert planned() == STATIC
 
 
 @pytest.mark.parametrize(

@@ -47,14 +47,16 @@ again() {
     return 1
 }
 osd_up() {
-    # So may the OSD, or it gives up and ends, when it asks a monitor that is busy: start it anew, it holds nothing yet.
-    for try in 1 2 3; do
-        systemd-run --quiet --collect --unit=testbed-ceph-osd ceph-osd -f -i 0 --setuser ceph --setgroup ceph
-        ! again sh -c 'ceph osd stat | grep "1 up"' || return 0
-        journalctl --quiet --no-pager --unit=testbed-ceph-osd --lines=20 >&2
-        systemctl --quiet kill --signal=KILL testbed-ceph-osd 2>/dev/null || true
-        systemctl --quiet stop testbed-ceph-osd 2>/dev/null || true
+    # An OSD ends with "wrong fsid" when it asks the monitor for something before it was told the monitors' map
+    # (Ceph 16.2, MonClient::_send_command): start it anew, it holds nothing yet.
+    end=$(($(date +%s) + 120))
+    while [ $(date +%s) -lt $end ]; do
+        systemctl --quiet is-active testbed-ceph-osd ||
+            systemd-run --quiet --collect --unit=testbed-ceph-osd ceph-osd -f -i 0 --setuser ceph --setgroup ceph
+        ! timeout 15 sh -c 'ceph osd stat | grep -q "1 up"' 2>/dev/null || return 0
+        sleep 0.2
     done
+    echo "the OSD does not come up: $(journalctl --quiet --no-pager --unit=testbed-ceph-osd --lines=10)" >&2
     return 1
 }
 systemctl --quiet mask --now ceph-mon.service ceph-osd.service 2>/dev/null || true

@@ -135,6 +135,9 @@ class Ceph:
         deadline = time.monotonic() + 60
         while json.loads(self.ceph("osd", "stat", "-f", "json"))["num_up_osds"] < 1:
             assert time.monotonic() < deadline, "the OSD does not come up"
+            if self._children["osd"].poll() is not None:
+                # It ends with "wrong fsid" when it asks the monitor for something before it was told their map.
+                self._daemon("osd", *osd, "-f")
             time.sleep(0.1)
 
     def make_pool(self, name: str) -> None:

@@ -23,6 +23,10 @@ PARAMETERS: Mapping[str, str] = {
 }
 
 
+#: How Ganeti calls the snapshot that an export makes and removes: the volume's name and this. No volume is called so.
+_EXPORT = ".snap"
+
+
 class Device(StrEnum):
     """What the node shows of the volume besides the NBD socket."""
 
@@ -113,8 +117,11 @@ def store_of(call: ExtStorageCall) -> str:
 
 
 def is_kept(call: ExtStorageCall) -> bool:
-    """Whether the volume shall outlive its disk. When in doubt it does: data are not to be had back."""
-    return call.parameters.get("keep", "False").lower() != "false"
+    """Whether the volume shall outlive its disk. When in doubt it does: data are not to be had back.
+
+    An export removes its snapshot with the parameters of the disk that it is of.
+    """
+    return not call.volume.endswith(_EXPORT) and call.parameters.get("keep", "False").lower() != "false"
 
 
 def plan_grow(call: ExtStorageCall) -> GrowPlan:
@@ -125,7 +132,7 @@ def plan_grow(call: ExtStorageCall) -> GrowPlan:
 def plan_snapshot(call: ExtStorageCall) -> SnapshotPlan:
     volume = check_name(call.volume, "the volume name")
     name = check_name(call.snapshot or "", "the snapshot name")
-    return SnapshotPlan(volume, name, replace=name == f"{volume}.snap", store=store_of(call))
+    return SnapshotPlan(volume, name, replace=name == f"{volume}{_EXPORT}", store=store_of(call))
 
 
 def _automatic(call: ExtStorageCall) -> Device:

@@ -123,6 +123,10 @@ def test_a_volume_is_kept_when_in_doubt(value: str, kept: bool) -> None:
     assert not plan.is_kept(call(Action.REMOVE))
 
 
+def test_the_snapshot_of_an_export_is_not_kept_with_its_volume() -> None:
+    assert not plan.is_kept(call(Action.REMOVE, VOL_NAME=f"{VOLUME}.snap", EXTP_KEEP="True"))
+
+
 def test_kernelspace_gets_a_device_and_no_uri() -> None:
     found = plan.plan_attach(call(Action.ATTACH, EXTP_ACCESS=Access.KERNELSPACE.value))
     assert (found.device, found.uri) == (plan.Device.AUTO, False)

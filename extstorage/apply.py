@@ -115,7 +115,7 @@ def using_store_of(site: Site, volume: str, wanted: str = "") -> Iterator[Store]
 
 
 def _no_such_volume(site: Site, volume: str) -> NoSuchVolumeError:
-    return NoSuchVolumeError(what="volume or snapshot", name=volume, store=" or ".join(site.stores))
+    return NoSuchVolumeError(what="volume, snapshot or image", name=volume, store=" or ".join(site.stores))
 
 
 def usages(site: Site) -> list[space.Usage]:
@@ -139,6 +139,8 @@ def create(site: Site, plan: CreatePlan) -> None:
     foreign = _foreign_origin(site, plan)
     elsewhere = plan.origin and not foreign and not plan.store and len(site.stores) > 1
     home = find(site, plan.origin) if elsewhere else plan.store
+    if elsewhere and not home:
+        raise UnknownOriginError(name=plan.origin, store=" or ".join(site.stores))
     with using_store(site, home) as store:
         if not store.exists(plan.volume):
             space.check_room(store)

@@ -19,6 +19,7 @@ from extstorage.errors import (
     HeldError,
     NoSuchVolumeError,
     NotAnOriginError,
+    OtherKindError,
     SmallerThanOriginError,
     UnknownOriginError,
     WithdrawnError,
@@ -227,8 +228,10 @@ def _item(store: Store, name: str) -> Item | None:
 def item(store: Store, name: str, what: str, *kinds: str) -> Item:
     """One of them; raises NoSuchVolumeError when there is none of these kinds."""
     found = _item(store, check_name(name))
-    if found is None or found.kind not in (*kinds, "broken"):
+    if found is None:
         raise NoSuchVolumeError(what=what, name=name, store=store.title)
+    if found.kind not in (*kinds, "broken"):
+        raise OtherKindError(what=what, name=name, store=store.title, kind=found.kind)
     return found
 
 

@@ -27,6 +27,12 @@ class NoSuchVolumeError(StateError):
     template = "there is no {what} {name!r} in the store {store}"
 
 
+class OtherKindError(NoSuchVolumeError):
+    """It is there, and not what was asked for."""
+
+    template = "{name!r} in the store {store} is of another kind: {kind}, not {what}"
+
+
 class UnknownOriginError(InputError):
     template = "the origin {name!r} is neither an image nor a snapshot of the store {store}"
     hint = "'archipelago image list' and 'archipelago snapshot list' show what there is"
@@ -52,7 +58,7 @@ class AlreadyThereError(InputError):
 
 
 class ReadOnlyError(StateError):
-    template = "{name!r} is a snapshot and can't be changed"
+    template = "{name!r} is a snapshot or an image, which can't be changed"
 
 
 class HeldError(StateError):
@@ -83,6 +89,11 @@ class BrokenError(IntegrityError):
 
 class BadStoreError(StateError):
     template = "{path} is not a store of this version: {reason}"
+
+
+class NoStoreError(BadStoreError):
+    template = "there is no store in {path}: {reason}"
+    hint = "mount what belongs there, or make the store, once for all nodes: archipelago store create NAME"
 
 
 class BadStoreSpecError(InputError):

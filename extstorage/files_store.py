@@ -43,6 +43,7 @@ from extstorage.errors import (
     BrokenError,
     BusyError,
     HeldError,
+    NoStoreError,
     NoSuchVolumeError,
     TooLargeForStoreError,
 )
@@ -771,11 +772,10 @@ def _hex_folders(folder: Path) -> list[Path]:
 def create_store(directory: Path) -> FilesStore:
     """Make an empty store, or open the one that is there."""
     directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+    _check_not_foreign(directory)  # before there is even a lock in it
     with locked(directory / "lock", timeout=LOCK_TIMEOUT, mode=FILE_MODE):
         if not (directory / STORE_FILE).exists():
-            foreign = sorted({*os.listdir(directory)} - {"lock", "lost+found", *_FOLDERS})
-            if foreign:
-                raise BadStoreError(path=directory, reason=f"it holds other files, such as {foreign[0]!r}")
+            _check_not_foreign(directory)
             for name in (*_FOLDERS, "content/new"):
                 (directory / name).mkdir(mode=0o750, exist_ok=True)
             for path in (directory / "content", directory):
@@ -789,12 +789,19 @@ def create_store(directory: Path) -> FilesStore:
     return open_store(directory)
 
 
+def _check_not_foreign(directory: Path) -> None:
+    found = {*os.listdir(directory)}
+    foreign = sorted(found - {"lock", "lost+found", *_FOLDERS})
+    if foreign and STORE_FILE not in found:
+        raise BadStoreError(path=directory, reason=f"it holds other files, such as {foreign[0]!r}")
+
+
 def open_store(directory: Path) -> FilesStore:
     """Open a store that exists; raises BadStoreError."""
     try:
         facts = json.loads((directory / STORE_FILE).read_bytes())
     except FileNotFoundError:
-        raise BadStoreError(path=directory, reason=f"the file {STORE_FILE} is missing") from None
+        raise NoStoreError(path=directory, reason=f"the file {STORE_FILE} is missing") from None
     except (OSError, ValueError, RecursionError) as error:
         raise BadStoreError(path=directory, reason=f"{STORE_FILE} can't be read: {error}") from None
     if not isinstance(facts, dict) or facts.get("kind") != "snf-archipelago" or facts.get("version") != VERSION:

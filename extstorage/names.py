@@ -69,7 +69,7 @@ def check_size(size: int) -> int:
     if size <= 0:
         raise BadSizeError(size=size, reason="it must be above zero")
     if size > LARGEST:
-        raise BadSizeError(size=size, reason=f"it must be at most {LARGEST} bytes")
+        raise BadSizeError(size=size, reason=f"it must be at most {LARGEST} bytes (64 TiB)")
     if size % SECTOR:
         raise BadSizeError(size=size, reason=f"it must be a multiple of {SECTOR} bytes")
     return size

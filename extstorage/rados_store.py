@@ -36,7 +36,15 @@ from typing import NamedTuple
 
 from extstorage import maps
 from extstorage.bitmaps import indexes_of, runs_of
-from extstorage.errors import AlreadyThereError, BadStoreError, BrokenError, BusyError, HeldError, NoSuchVolumeError
+from extstorage.errors import (
+    AlreadyThereError,
+    BadStoreError,
+    BrokenError,
+    BusyError,
+    HeldError,
+    NoStoreError,
+    NoSuchVolumeError,
+)
 from extstorage.maps import HEADER, MAGIC, Source, VolumeMap
 from extstorage.names import BLOCK, PAGE, token
 from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError
@@ -670,7 +678,7 @@ def _check(objects: Objects, spec: RadosSpec) -> None:
     try:
         facts = json.loads(objects.read(_HEADER, _LARGEST_HEADER))
     except NoObjectError:
-        raise BadStoreError(path=spec, reason=f"the object {_HEADER!r} is missing") from None
+        raise NoStoreError(path=spec, reason=f"the object {_HEADER!r} is missing") from None
     except (ValueError, RecursionError) as error:
         raise BadStoreError(path=spec, reason=f"the object {_HEADER!r} can't be read: {error}") from None
     if not isinstance(facts, dict) or facts.get("kind") != KIND or facts.get("version") != VERSION:

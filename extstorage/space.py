@@ -32,7 +32,7 @@ class Usage(NamedTuple):
         """How full it is, rounded up: what is full shall not look as if it were not. 0 where nobody knows."""
         if self.space is None:
             return 100
-        if not self.space.total:
+        if not self.space.is_known:
             return 0
         return -(-100 * (self.space.total - max(0, self.space.free)) // self.space.total)
 

@@ -17,8 +17,9 @@ Progress = Callable[[int], None]
 class Stats(NamedTuple):
     """Sizes in bytes."""
 
-    total: int
-    free: int
+    #: Both None where nobody knows, as in a Ceph cluster without a manager.
+    total: int | None
+    free: int | None
     volumes: int
     snapshots: int
     images: int
@@ -54,8 +55,9 @@ def of_store(store: Store, progress: Progress = lambda _percent: None) -> Stats:
     distinct = marks.frozen_blocks() + contents
     shared = round(named / distinct, 2) if distinct else 1.0
     space = store.space()
+    total, free = (space.total, space.free) if space.is_known else (None, None)
     counts = kinds["volume"], kinds["snapshot"], kinds["image"]
-    return Stats(space.total, space.free, *counts, broken, logical, stored, max(1.0, shared))
+    return Stats(total, free, *counts, broken, logical, stored, max(1.0, shared))
 
 
 def _stored(store: Store, progress: Progress) -> tuple[int, int]:
@@ -88,7 +90,8 @@ def prometheus(stores: Mapping[str, Stats], requests: Iterable[tuple[str, str, M
     for field, text in _HELP.items():
         metric = f"archipelago_store_{field}"
         lines += [f"# HELP {metric} {text}.", f"# TYPE {metric} gauge"]
-        lines += [f'{metric}{{store="{name}"}} {getattr(found, field)}' for name, found in stores.items()]
+        values = {name: getattr(found, field) for name, found in stores.items()}
+        lines += [f'{metric}{{store="{name}"}} {value}' for name, value in values.items() if value is not None]
     by_kind: dict[str, list[str]] = {}
     for volume, store, counters in requests:
         for kind, count in counters.items():

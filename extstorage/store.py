@@ -99,6 +99,10 @@ class Space(NamedTuple):
     total: int
     free: int
 
+    @property
+    def is_known(self) -> bool:
+        return self.total > 0
+
 
 class Layer(Protocol):
     """What one owner wrote in one epoch, or one content block. Blocks are named by index, offsets are within the block.

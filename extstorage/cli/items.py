@@ -88,6 +88,7 @@ def _list(kind: str, options: Options) -> None:
         print_json(rows)
     else:
         columns = (*COLUMNS[:2], "used", *COLUMNS[2:]) if options.used else COLUMNS
+        columns = (*columns, "shared") if kind == "image" else columns
         print_rows(columns if len(site.stores) == 1 else ("store", *columns), rows)
         for row in rows:
             if row.get("fault"):

@@ -106,12 +106,12 @@ def _sentence(report: Report) -> str:
 
 
 def _check(options: Options) -> None:
-    from extstorage import apply, fsck
+    from extstorage import fsck
     from extstorage.names import check_name
 
     site = here(options)
     name = check_name(options.name) if options.name else ""
-    wanted = [options.store or apply.find(site, name) or site.default_store] if name else stores_meant(site, options)
+    wanted = [_home_of(site, options, name)] if name else stores_meant(site, options)
     stores = Stores(site, wanted)
     lists = stores.each("checked", lambda store, meter: fsck.check(store, name, repair=options.repair, progress=meter))
     found = [(store_name, finding) for store_name, findings in lists.items() for finding in findings]
@@ -126,6 +126,17 @@ def _check(options: Options) -> None:
     if left:
         raise DamageError(count=len(left), all=len(found))
     stores.end()
+
+
+def _home_of(site: Site, options: Options, name: str) -> str:
+    """The store that has it. What is attached here and in no store is looked for in the default one."""
+    from extstorage import apply, attached
+    from extstorage.errors import NoSuchVolumeError
+
+    found: str = options.store or apply.find(site, name)
+    if not found and name not in attached.names(site):
+        raise NoSuchVolumeError(what="volume, snapshot or image", name=name, store=" or ".join(site.stores))
+    return found or site.default_store
 
 
 def _check_node(site: Site, name: str, repair: bool) -> list[Finding]:

@@ -30,9 +30,12 @@ def stores_meant(site: Site, options: Options) -> list[str]:
 def store_of(site: Site, options: Options, name: str, kind: str) -> str:
     """The name of the store that has this image, snapshot or volume; raises NoSuchVolumeError."""
     from extstorage import apply, catalog
+    from extstorage.errors import NoSuchVolumeError
     from extstorage.names import check_name
 
-    found: str = options.store or apply.find(site, check_name(name)) or site.default_store
+    found: str = options.store or apply.find(site, check_name(name))
+    if not found:
+        raise NoSuchVolumeError(what=kind, name=name, store=" or ".join(site.stores))
     with apply.using_store(site, found) as store:
         catalog.item(store, name, kind, kind)
     return found

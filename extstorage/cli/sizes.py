@@ -15,7 +15,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def parse(text: str) -> int:
     """Raises BadSizeError."""
-    found = re.fullmatch(r"([0-9]{1,16})([KMGT]?)(?:iB|B)?", text, re.ASCII)
+    found = re.fullmatch(r"([0-9]{1,20})([KMGT]?)(?:iB|B)?", text, re.ASCII)
     if not found:
         raise BadSizeError(size=repr(text[:40]), reason="a size is a number, perhaps followed by K, M, G or T")
     return check_size(int(found[1]) * _UNITS[found[2]])

@@ -11,6 +11,8 @@ from extstorage.cli.output import print_json, print_rows
 
 if TYPE_CHECKING:
     from extstorage.cli.group import Commands
+    from extstorage.servers import Site
+    from extstorage.space import Usage
 
 
 def add(commands: Commands) -> None:
@@ -40,18 +42,7 @@ def _list(options: Options) -> None:
 
     site = apply.site()
     usages = apply.usages(site)
-    rows: list[dict[str, object]] = [
-        {
-            "name": usage.name,
-            "default": usage.name == site.default_store,
-            "place": site.stores[usage.name],
-            "size": usage.space.total if usage.space else None,
-            "free": usage.space.free if usage.space else None,
-            "full": usage.percent if usage.space else None,
-            "fault": usage.fault,
-        }
-        for usage in usages
-    ]
+    rows = [_row(site, usage) for usage in usages]
     if options.json:
         print_json(rows)
         return
@@ -59,3 +50,16 @@ def _list(options: Options) -> None:
     for usage in usages:
         if usage.fault:
             print(f"warning: the store {usage.name} can't be used: {usage.fault}", file=sys.stderr)
+
+
+def _row(site: Site, usage: Usage) -> dict[str, object]:
+    known = usage.space if usage.space and usage.space.is_known else None
+    return {
+        "name": usage.name,
+        "default": usage.name == site.default_store,
+        "place": site.stores[usage.name],
+        "size": known.total if known else None,
+        "free": known.free if known else None,
+        "full": usage.percent if known else None,
+        "fault": usage.fault,
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,24 @@ from extstorage.errors import (
     AlreadyThereError,
     BadNameError,
     BadSizeError,
+    BadStoreError,
     BusyError,
     HeldError,
     NoSuchStoreError,
     NoSuchVolumeError,
     NotAnOriginError,
+    OtherKindError,
+    UnknownOriginError,
     UnreachableStoreError,
 )
+from extstorage.files_store import FilesStore
 from extstorage.names import MEBIBYTE, PAGE
 from extstorage.pithos_export import ExportError
+from extstorage.plan import CreatePlan
 from extstorage.servers import Site
 from extstorage.session import Session
 from extstorage.sources import UnusableFileError
-from extstorage.store import Store
+from extstorage.store import Space, Store
 
 GIB = 1 << 30
 
@@ -117,10 +123,61 @@ def test_sizes_are_read_as_they_are_written(text: str, size: int) -> None:
     assert sizes.parse(text) == size
 
 
+def test_a_size_that_is_too_large_is_told_what_is_not() -> None:
+    with pytest.raises(BadSizeError, match="at most .* .64 TiB"):
+        sizes.parse("9223372036854775808")
+
+
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5G", "G", "1g", "100", "9999999999999999T", "\u0661"])
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(BadSizeError):
         sizes.parse(text)
+
+
+def test_what_is_not_there_is_said_of_all_stores_and_of_its_kind(node: Node) -> None:
+    node.run("volume create web 1G")
+    node.run("snapshot create web golden")
+    for line in ("volume info nothing", "image remove nothing", "volume clone nothing new", "fsck nothing"):
+        with pytest.raises(NoSuchVolumeError, match="'nothing' in the store main or other"):
+            node.run(line)
+    with pytest.raises(OtherKindError, match="of another kind: snapshot, not image"):
+        node.run("image remove golden")
+    plan = CreatePlan("new", GIB, "nothing", "", adopt=False)
+    with pytest.raises(UnknownOriginError, match="of the store main or other"):
+        apply.create(node.site, plan)
+    assert names(node.json("snapshot list")) == ["golden"]
+
+
+def test_a_withdrawn_image_is_seen_in_the_list(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MEBIBYTE))
+    for name in ("a", "b"):
+        node.run(f"image import {name} {tmp_path}/disk")
+    node.run("image unshare a")
+    header, first, second = node.run("image list").splitlines()
+    assert (header.split()[-1], first.split()[-1], second.split()[-1]) == ("SHARED", "no", "yes")
+
+
+def test_a_directory_with_other_files_is_left_as_it_is(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "other/store.json").unlink()
+    foreign = tmp_path / "other/letter"
+    foreign.write_text("hello")
+    for path in (tmp_path / "other").iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    (tmp_path / "other/lock").unlink()
+    with pytest.raises(BadStoreError, match="other files, such as 'letter'"):
+        node.run("store create other")
+    assert list((tmp_path / "other").iterdir()) == [foreign]
+
+
+def test_nobody_is_told_that_a_store_of_unknown_size_is_empty_or_full(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FilesStore, "space", lambda _self: Space(0, 0))
+    assert node.run("store list").splitlines()[1].split()[:5] == ["main", "yes", "-", "-", "-"]
+    assert node.json("stats")["stores"][0]["free"] is None
+    assert "archipelago_store_free{" not in node.run("stats --prometheus")
+    assert "archipelago_store_images{" in node.run("stats --prometheus")
 
 
 def test_things_are_found_in_whatever_store_they_are(node: Node) -> None:
@@ -147,7 +204,8 @@ def test_a_store_that_is_gone_hides_no_other(node: Node, tmp_path: Path) -> None
     assert rows["main"]["fault"] == ""
     assert rows["other"]["free"] is None
     assert rows["main"].keys() == rows["other"].keys()
-    assert "store.json is missing" in rows["other"]["fault"]
+    assert "there is no store in" in rows["other"]["fault"]
+    assert "store.json is missing (mount what belongs there, or make the store" in rows["other"]["fault"]
 
 
 def test_that_a_store_is_away_is_said_once(

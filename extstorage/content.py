@@ -25,8 +25,10 @@ from extstorage.names import BLOCK, PAGE
 #: The name of a block of zeros. It is never stored: it is a hole.
 NOTHING = hashlib.sha256().digest()
 
-#: Threads that wait for the store, besides those that hash.
+#: Threads that wait for the store, besides those that hash: when it is read, and when blocks are put, of which it may
+#: make copies meanwhile.
 _WAITING = 4
+_PUTTING = 8
 
 _CHUNK = 64 << 10
 _ZEROS = bytes(_CHUNK)
@@ -130,12 +132,15 @@ class Pipeline:
         # being read. Each buffer has pages of its own, so that a store can write it without a copy (O_DIRECT).
         self._free = [memoryview(mmap.mmap(-1, BLOCK)) for _ in range(3 * batch + ahead + READING)]
         self._pool = ThreadPoolExecutor((os.cpu_count() or 1) + _WAITING, "content")
+        # Others, so that a slow store keeps no block from being hashed meanwhile.
+        self._putters = ThreadPoolExecutor(_PUTTING, "putter")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        for pool in (self._pool, self._putters):
+            pool.shutdown(cancel_futures=True)
 
     def take(self) -> memoryview:
         """A buffer of a block's size, with anything in it."""
@@ -164,22 +169,22 @@ class Pipeline:
         seen: set[bytes] = set()
         batch: list[Named] = []
         published: list[Named] = []
-        publishing = self._pool.submit(publish, published)
+        publishing = self._putters.submit(publish, published)
         storing: list[tuple[Named, Future[object] | None]] = []
         for named in self.ordered(_named, blocks):
             batch.append(named)
             if len(batch) == self._batch:
                 yield from self._stored(storing)
                 publishing.result()
+                publishing = self._putters.submit(publish, batch)
                 storing = self._start(published, seen, put)
                 published, batch = batch, []
-                publishing = self._pool.submit(publish, published)
         for last in (published, batch):
             yield from self._stored(storing)
             publishing.result()
-            storing = self._start(last, seen, put)
             if last is published:
-                publishing = self._pool.submit(publish, batch)
+                publishing = self._putters.submit(publish, batch)
+            storing = self._start(last, seen, put)
         yield from self._stored(storing)
 
     def _start(
@@ -190,7 +195,7 @@ class Pipeline:
             future = None
             if named.digest is not None and named.digest not in seen:
                 seen.add(named.digest)
-                future = self._pool.submit(put, named.digest, named.data)
+                future = self._putters.submit(put, named.digest, named.data)
             started.append((named, future))
         return started
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -130,3 +132,25 @@ def test_a_source_that_reads_several_blocks_at_a_time_never_lacks_a_buffer() -> 
 
         stored = [named.number for named in pipeline.absorb(blocks(), sink.publish, sink.put)]
     assert stored == sink.published == list(range(100))
+
+
+def test_a_slow_store_keeps_no_block_from_being_hashed() -> None:
+    batch, is_hashed = (os.cpu_count() or 1) + 8, threading.Event()
+    waited: list[bool] = []
+
+    def put(_digest: bytes, _data: memoryview) -> bool:
+        waited.append(is_hashed.wait(5))
+        return True
+
+    with Pipeline(batch, 1) as pipeline:
+
+        def blocks() -> Iterator[Block]:
+            for number in range(3 * batch):
+                if number == 3 * batch - 1:
+                    is_hashed.set()
+                buffer = pipeline.take()
+                buffer[:4] = (number + 1).to_bytes(4, "big")
+                yield Block(number, buffer, 4)
+
+        assert len(list(pipeline.absorb(blocks(), lambda _batch: None, put))) == 3 * batch
+    assert all(waited)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.items import add_listing, add_removal, add_showing, everything, images
 from extstorage.cli.output import Meter, print_json
-from extstorage.cli.place import here, store_of
+from extstorage.cli.place import here, only_there, store_of
 from extstorage.names import check_new_name
 from ganeti_plugin.containers import Format
 
@@ -80,7 +80,7 @@ def _publish(options: Options) -> None:
     wanted = publish.Wanted(options.source, options.name, properties, options.as_is, options.keep_logins)
     began = time.monotonic()
     with Meter(options.name, "hashed") as meter:
-        made = publish.publish(here(options), wanted, functools.partial(_tell, options.name), meter)
+        made = publish.publish(only_there(options), wanted, functools.partial(_tell, options.name), meter)
     if options.json:
         print_json(made)
         return

@@ -22,6 +22,12 @@ def here(options: Options) -> Site:
     return site._replace(default_store=options.store)
 
 
+def only_there(options: Options) -> Site:
+    """The same, for what would look everywhere: a store that was named is the only one."""
+    site = here(options)
+    return site._replace(stores={name: site.stores[name] for name in stores_meant(site, options)})
+
+
 def stores_meant(site: Site, options: Options) -> list[str]:
     """The store that was named, or all."""
     return [options.store] if options.store else list(site.stores)

@@ -10,9 +10,10 @@ from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.items import add_listing, add_removal, add_showing, origins, volumes
 from extstorage.cli.output import human, print_json
 from extstorage.cli.place import here, store_of
-from extstorage.errors import AlreadyThereError, HeldError
+from extstorage.errors import AlreadyThereError, HeldError, UnreachableStoreError
 from extstorage.names import check_name, check_new_name
 from extstorage.plan import CreatePlan, GrowPlan
+from ganeti_plugin.log import warning
 
 if TYPE_CHECKING:
     from extstorage.cli.group import Commands
@@ -63,8 +64,14 @@ def _clone(options: Options) -> None:
 def _make(site: Site, plan: CreatePlan) -> None:
     from extstorage import apply
 
-    if apply.find(site, plan.volume):
-        raise AlreadyThereError(name=plan.volume, store=apply.find(site, plan.volume), what="volume, snapshot or image")
+    found = ""
+    try:
+        found = apply.find(site, plan.volume, plan.store)
+    except UnreachableStoreError as error:
+        # It may be away for long. The store that is needed is asked once more.
+        warning("%s, so whether it has a %r is not known", error, plan.volume)
+    if found:
+        raise AlreadyThereError(name=plan.volume, store=found, what="volume, snapshot or image")
     apply.create(site, plan)
     print(f"{plan.volume}: {human(plan.size)}" + (f", a clone of {plan.origin}" if plan.origin else ""))
 

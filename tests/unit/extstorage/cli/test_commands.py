@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from extstorage import apply, cli, gc, stores
+from extstorage import apply, cli, gc, publish, stores
 from extstorage.cli import items, maintenance, server, sizes
 from extstorage.errors import (
     AlreadyThereError,
@@ -206,6 +206,34 @@ def test_a_store_that_is_gone_hides_no_other(node: Node, tmp_path: Path) -> None
     assert rows["main"].keys() == rows["other"].keys()
     assert "there is no store in" in rows["other"]["fault"]
     assert "store.json is missing (mount what belongs there, or make the store" in rows["other"]["fault"]
+
+
+def test_a_store_that_is_away_is_in_nobodys_way(node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what a command needs must answer."""
+    monkeypatch.setattr(publish, "LOCKS", tmp_path / "locks")
+    (tmp_path / "other/store.json").unlink()
+    for line in (
+        "volume create web 1G",
+        "volume create db 1G --store main",
+        "snapshot create web golden",
+        "volume clone golden copy",
+        "volume clone golden copy2 --store main",
+        "volume grow copy 2G --store main",
+        "volume rename copy old",
+        "snapshot hash golden --store main",
+        "image publish web image --as-is --store main",
+        "image rename image base",
+        "volume remove old",
+    ):
+        node.run(line)
+    assert names(node.json("volume list --store main")) == ["copy2", "db", "web"]
+    for line, error in (
+        ("volume create more 1G --store other", BadStoreError),
+        ("image publish instance image2 --as-is --store main", publish.UnknownSourceError),
+        ("image publish instance image2 --as-is", UnreachableStoreError),
+    ):
+        with pytest.raises(error):
+            node.run(line)
 
 
 def test_that_a_store_is_away_is_said_once(

@@ -17,7 +17,7 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isqrt
 
 from extstorage import catalog, maps
@@ -34,6 +34,7 @@ from ganeti_plugin.log import info
 #: The facts of a pending map.
 _SOURCE = "source"
 _DONE = "done"
+_MAP = "map"
 
 #: Blocks that are stored at a time, and that are read ahead of them: 230 MiB of memory.
 BATCH = 16
@@ -123,15 +124,35 @@ def is_pending(store: Store, name: str) -> bool:
 def _resumed(store: Store, pending: str, source: Source) -> _Intake:
     """What an interrupted intake of the same source left, or a fresh start."""
     facts = store.read_info(pending)
-    done = facts.properties.get(_DONE, "")
-    if source.identity and source.identity == facts.properties.get(_SOURCE) and done.isdecimal() and int(done):
-        with contextlib.suppress(BrokenError):
-            old = store.read_map(pending)
-            info("%s: goes on after %d MiB", pending, int(done) * BLOCK >> 20)
-            return _Intake(store, pending, source.identity, maps.cut(old, int(done)), int(done))
+    with contextlib.suppress(BrokenError):
+        old = store.read_map(pending)
+        done = _done(facts.properties, source, old)
+        named = maps.cut(old, done)
+        missing = _first_missing(store, named)
+        if missing is not None:
+            named, done = maps.cut(named, missing), missing
+        if done:
+            info("%s: goes on after %d MiB", pending, done * BLOCK >> 20)
+            return _Intake(store, pending, source.identity, named, done)
     empty = maps.empty(BLOCK, new_id())
     store.write_info(pending, facts._replace(properties={_SOURCE: source.identity, _DONE: "0"}))
     return _Intake(store, pending, source.identity, empty, 0)
+
+
+def _done(facts: Mapping[str, str], source: Source, old: VolumeMap) -> int:
+    """The blocks that the map surely has; a map that is older than the facts, such as a repaired one, lacks some."""
+    owner, _, epoch = facts.get(_MAP, "").partition(":")
+    done = facts.get(_DONE, "")
+    if not source.identity or source.identity != facts.get(_SOURCE) or owner != old.owner.hex():
+        return 0
+    return int(done) if epoch.isdecimal() and int(epoch) <= old.epoch and done.isdecimal() else 0
+
+
+def _first_missing(store: Store, named: VolumeMap) -> int | None:
+    """The first block whose content is not there: somebody may have removed what was found to be damaged."""
+    numbers = [number for number in range(named.blocks) if named.layers(number)]
+    there = store.each(lambda number: bool(store.content_used(named.layers(number)[0].owner)), numbers)
+    return next((number for number, is_there in zip(numbers, there, strict=True) if not is_there), None)
 
 
 class _Intake:
@@ -201,12 +222,13 @@ class _Intake:
         self._store.sync_contents()
         with self._naming:
             self._gather()
+            self._map = self._map._replace(epoch=self._map.epoch + 1)
             with self._store.locked():
                 self._store.write_map(self._pending, self._map)
             facts = self._store.read_info(self._pending)
-            self._store.write_info(
-                self._pending, facts._replace(properties={_SOURCE: self._identity, _DONE: str(self._done)})
-            )
+            version = f"{self._map.owner.hex()}:{self._map.epoch}"
+            properties = {_SOURCE: self._identity, _DONE: str(self._done), _MAP: version}
+            self._store.write_info(self._pending, facts._replace(properties=properties))
         self._kept = self._done
 
     def _gather(self) -> None:

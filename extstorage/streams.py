@@ -159,8 +159,9 @@ class Flow(NamedTuple):
     def check(self) -> None:
         """After the end: whether everybody says that this was all, and the digest is right."""
         self.feeder.finish()
-        if self.unpacker is not None and not self.feeder.is_through:
-            self.unpacker.check()
+        if not self.feeder.is_through:
+            if self.unpacker is not None:
+                self.unpacker.check()
             raise StreamRefusedError(what=self.feeder.given.what, reason="something follows its end")
         if self.remote is not None:
             self.remote.check()
@@ -172,7 +173,8 @@ class Flow(NamedTuple):
 @contextlib.contextmanager
 def _flow(given: Given, terms: Terms) -> Iterator[Flow]:
     with contextlib.ExitStack() as stack:
-        remote, identity = None, given.sha256.lower()
+        # A digest that somebody gave says nothing of what an earlier stream had brought until it broke off.
+        remote, identity = None, ""
         if given.place == STDIN:
             origin = 0
         elif given.is_url:
@@ -180,7 +182,7 @@ def _flow(given: Given, terms: Terms) -> Iterator[Flow]:
             origin = remote.descriptor
         else:
             origin = stack.enter_context(sources.opened_file(Path(given.place)))
-            identity = identity or ":".join(map(str, sources.stamp(origin)))
+            identity = ":".join(map(str, sources.stamp(origin)))
         reading, writing = os.pipe2(os.O_CLOEXEC)
         output = stack.enter_context(open(reading, "rb", buffering=0))
         feeder = Feeder(origin, writing, given, terms.limit)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import random
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import catalog, fsck, gc, intake, maps, scrub, sources
+from extstorage import catalog, fsck, gc, intake, maps, scrub, sources, streams
 from extstorage.content import Block, Take, digest_of, root_of, root_of_map
 from extstorage.errors import AlreadyThereError, BadNameError, BadSizeError, FullStoreError, HeldError
 from extstorage.files_store import FilesStore, create_store
@@ -25,6 +26,7 @@ from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.sources import UnusableFileError
 from extstorage.store import Info, Store
+from extstorage.streams import Given, Terms
 from ganeti_plugin.containers import ImageRefusedError
 
 SIZE = 20 * BLOCK + 5 * SECTOR
@@ -154,6 +156,41 @@ def test_an_interrupted_import_goes_on(store: Store, disk: Path) -> None:
     take(store, "image", disk)
     assert contents(store, "image") == disk.read_bytes()
     assert store.names() == ["image"]
+
+
+def test_what_was_removed_meanwhile_is_stored_again(store: Store, disk: Path) -> None:
+    """Such as a block that was found to be damaged."""
+    with sources.opened(disk, "raw") as source, pytest.raises(Death):
+        import_from(store, "image", Mortal(source, 20), {}, nothing)
+    done = int(store.read_info("import-image").properties["done"])
+    layers = [store.read_map("import-image").layers(number) for number in range(done)]
+    (digest, *_) = next(found for found in reversed(layers) if found)[0]
+    assert store.remove_content(digest, dict(store.contents())[digest])
+    take(store, "image", disk)
+    assert contents(store, "image") == disk.read_bytes()
+
+
+def test_a_pending_map_that_is_older_than_its_facts_is_not_believed(store: Store, disk: Path) -> None:
+    """As a repair puts it back: it lacks blocks, which are no holes."""
+    with sources.opened(disk, "raw") as source, pytest.raises(Death):
+        import_from(store, "image", Mortal(source, 20), {}, nothing)
+    late = store.read_map("import-image")
+    store.write_map("import-image", maps.cut(late, 6)._replace(epoch=late.epoch - 1))
+    take(store, "image", disk)
+    assert contents(store, "image") == disk.read_bytes()
+
+
+def test_what_an_unverified_stream_brought_is_not_believed(store: Store, disk: Path) -> None:
+    """H28: it broke off, so its digest was never compared; the stream that comes next is as it should be."""
+    wanted = hashlib.sha256(disk.read_bytes()).hexdigest()
+    evil = disk.with_name("evil.raw")
+    evil.write_bytes(b"evil" + disk.read_bytes()[4:])
+    with streams.opened(Given(str(evil), sha256=wanted), Terms(1 << 40)) as source, pytest.raises(Death):
+        import_from(store, "image", Mortal(source, 14), {}, nothing)
+    assert "import-image" in store.names()
+    with streams.opened(Given(str(disk), sha256=wanted), Terms(1 << 40)) as source:
+        import_from(store, "image", source, {}, nothing)
+    assert contents(store, "image") == disk.read_bytes()
 
 
 def test_an_import_that_is_broken_off_keeps_what_it_has(store: Store, disk: Path) -> None:

@@ -172,9 +172,11 @@ class _Scrub:
 
     def without_spoilt(self, damage: Iterable[Damage]) -> Iterator[Damage]:
         """Remove the blocks among the damage."""
-        spoilt = {source.owner for source in self._faults if source.is_content and self._is_spoilt(source.owner)}
-        versions = {digest: version for digest, version in self._store.contents() if digest in spoilt}
-        removed = {digest for digest, version in versions.items() if self._store.remove_content(digest, version)}
+        suspects = {source.owner for source in self._faults if source.is_content}
+        # Listed before they are read once more: what was made anew since, whole, is not what is removed.
+        versions = {digest: version for digest, version in self._store.contents() if digest in suspects}
+        spoilt = {digest: version for digest, version in versions.items() if self._is_spoilt(digest)}
+        removed = {digest for digest, version in spoilt.items() if self._store.remove_content(digest, version)}
         for one in damage:
             yield one._replace(removed=one.what in {f"block {digest.hex()}" for digest in removed})
 

@@ -131,3 +131,28 @@ def test_what_comes_and_goes_meanwhile_is_no_damage(store: FilesStore, monkeypat
     monkeypatch.setattr(FilesStore, "read_map", late)
     monkeypatch.setattr(FilesStore, "contents", gone)
     assert done(store).damage == ()
+
+
+@pytest.mark.parametrize("moment", ["contents", "remove_content"])
+def test_a_block_that_was_made_anew_meanwhile_stays(
+    store: FilesStore, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Another repair has removed the bad one, and an import has put it again, whole."""
+    path = content_files(store)[2]
+    whole = path.read_bytes()
+    path.write_bytes(b"\x03" + whole[1:])
+    real = getattr(FilesStore, moment)
+
+    def late(self: FilesStore, *arguments: object) -> object:
+        # The repair's own listing is the third: what is verified is listed twice.
+        calls.append(moment)
+        if len(calls) == (3 if moment == "contents" else 1):
+            path.unlink()
+            put(store, whole)
+        return real(self, *arguments)
+
+    calls: list[str] = []
+    monkeypatch.setattr(FilesStore, moment, late)
+    (damage,) = done(store, repair=True).damage
+    assert not damage.removed
+    assert path.read_bytes() == whole

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from extstorage import answer, control, servers
+from extstorage import answer, control, devices, servers
 from extstorage.errors import ServerError
 from extstorage.servers import Site
 from ganeti_plugin.errors import StateError
@@ -64,7 +64,7 @@ def is_dead(site: Site, name: str) -> bool:
 
 
 def restart(site: Site, name: str) -> Attached:
-    """Have another process of today's code serve the volume; its clients reconnect and notice a pause.
+    """Have other processes of today's code serve the volume and watch its device; clients notice a pause.
 
     Raises LeftAloneError when it must stay, and ServerError when it does not come back as it was.
     """
@@ -77,4 +77,6 @@ def restart(site: Site, name: str) -> Attached:
     after = look(site, name)
     if (after.mode, after.writer) != (before.mode, before.writer) and before.writer:
         raise ServerError(name=name, message=f"it was {before.mode} and came back as {after.mode or 'nothing'}")
+    # Not before the server is back: its connection is what the old watcher heals.
+    devices.renew_watcher(site, name)
     return after

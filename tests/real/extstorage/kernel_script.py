@@ -161,6 +161,9 @@ def check_the_death_of_servers_is_not_noticed() -> str:
     watcher = kill(watcher_of(ONE))
     kill(server_of(ONE))()
     watcher()
+    old = process_of(watcher_of(ONE))
+    sh("archipelago", "server", "restart", ONE)
+    assert process_of(watcher_of(ONE)) not in (0, old)
     assert attach(ONE) == found[ONE]
     assert all(load.is_alive() for load in loads), "the load was over too soon to say anything"
     return "slowest request by NBD {:.1f} s, by loop {:.1f} s".format(*(load.worst() for load in loads))

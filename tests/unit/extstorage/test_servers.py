@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import devices, nbd_device, servers
+from extstorage import attached, devices, nbd_device, servers
+from extstorage.attached import Attached
 from extstorage.servers import Site
 
 #: Seconds that Ganeti's master waits for one call of a node (contract 2.9).
@@ -27,6 +28,19 @@ def test_a_plain_server_has_nothing_of_root(tmp_path: Path, monkeypatch: pytest.
     (words,) = started
     assert words[words.index("--user") + 1] == site.user
     assert words[words.index("--group") + 1] == str(os.getgid())
+
+
+def test_a_restarted_server_gets_a_new_watcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the one beside the device would keep the code of before an upgrade."""
+    site = Site({}, "main", getpass.getuser(), {}, tmp_path / "run", tmp_path / "devices")
+    served = Attached("web", "main", "exclusive", True, 7, "/dev/nbd1", "", {})
+    done: list[str] = []
+    monkeypatch.setattr(Site, "uses_units", True)
+    monkeypatch.setattr(attached, "look", lambda *_: served)
+    monkeypatch.setattr(servers, "restart", lambda *_: done.append("server"))
+    monkeypatch.setattr(devices, "run", lambda command, **_: done.append(" ".join(command)))
+    assert attached.restart(site, "web") == served
+    assert done == ["server", "systemctl try-restart snf-archipelago-nbd@web.service"]
 
 
 def test_a_detach_ends_before_ganeti_stops_waiting() -> None:

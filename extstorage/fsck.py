@@ -141,7 +141,7 @@ class _Check:
             self._check_layer(name, source, bits)
         # There is none before the first write.
         if not found.read_only and found.epoch in self._epochs.get(found.owner, ()):
-            self._check_layer(name, found.current, mask_of(0, found.blocks), current=True)
+            self._check_current(name, found)
         if not self._pending:
             self._check_contents(name, found)
 
@@ -189,6 +189,27 @@ class _Check:
                 return self._rebuild(source, self._unreadable(source, bad))
 
         self._note(name, str(error), blocks=bad, repaired=self._repaired(name, rebuild))
+
+    def _check_current(self, name: str, found: VolumeMap) -> None:
+        if self._store.atomic_pages and self._is_missing(found.current):
+            self._confirm(name)
+            repaired = self._repaired(name, self._make_layer)
+            self._note(name, "a first write was killed before its layer was made", repaired=repaired, damage=False)
+            return
+        self._check_layer(name, found.current, mask_of(0, found.blocks), current=True)
+
+    def _is_missing(self, source: Source) -> bool:
+        """Of a layer that is entered. Where bitmaps are kept with the data, only such a death leaves that."""
+        try:
+            self._store.layer(source)
+        except BrokenError:
+            return True
+        return False
+
+    def _make_layer(self, name: str) -> str:
+        with self._locked(name):
+            self._store.layer(self._store.read_heads(name).current, writable=True)
+        return "made"
 
     def _faulty_layers(self, found: VolumeMap) -> dict[Source, int]:
         """The frozen layers with which something is wrong, and the blocks that name them, as a bitmap."""

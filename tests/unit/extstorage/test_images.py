@@ -464,3 +464,27 @@ def test_imports_while_collections_run(store: Store, tmp_path: Path, seeds: list
             collector.join()
         assert faults == [], f"seed {seed}"
         assert scrub.scrub(store, lambda _done, _all: None).damage == (), f"seed {seed}"
+
+
+class Strict(MemoryStore):
+    """Names come and go under its lock alone."""
+
+    def create(self, name: str, volume_map: maps.VolumeMap, info: Info) -> None:
+        assert self._mutex.locked()
+        super().create(name, volume_map, info)
+
+    def remove(self, name: str) -> None:
+        assert self._mutex.locked()
+        super().remove(name)
+
+
+def test_the_names_of_intakes_come_and_go_under_the_lock_of_the_store(disk: Path, tmp_path: Path) -> None:
+    """Else one that begins elsewhere might be struck from the list of names, and a collection take its blocks."""
+    store = Strict()
+    take(store, "image", disk)
+    with pytest.raises(AlreadyThereError):
+        take(store, "image", disk)
+    with sources.opened(disk, "raw") as source, pytest.raises(Death):
+        import_from(store, "broken", Mortal(source, 3), {}, nothing)
+    intake.clear(store, "import-broken")
+    assert store.names() == ["image"]

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Several processes over one RADOS, one operation at a time, in an order that a seed decides; some are killed.
+
+Each actor is a thread that runs only when it is its turn: before each operation on the store, somebody is chosen. Time
+is made up, too: it passes when all sleep. One that is not chosen for long is one that hangs, and may be taken over.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from itertools import count
+from random import Random
+from typing import Any
+
+import pytest
+
+from extstorage import content, rados_locks, rados_pool, rados_store, session
+from extstorage.rados_locks import Identity, Locks
+from extstorage.rados_pool import Objects
+from extstorage.rados_store import RadosStore, create_store
+from extstorage.stores import RadosSpec
+from ganeti_plugin.errors import Error
+from tests.datapath import fake_rados
+from tests.datapath.fake_rados import Cluster, Dying
+from tests.datapath.tap import Killed, Reaper
+
+SPEC = RadosSpec("pool", lease=15.0)
+
+#: Made-up seconds of one operation.
+_STEP = 0.002
+
+#: How often a process hangs, until others may have taken its locks over.
+_HANGS = 0.004
+
+#: Real seconds.
+_MOMENT = 0.0005
+
+_pids = count(1)
+
+
+class Actor:
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        self.name = name
+        self.turn = threading.Semaphore(0)
+        self.wakes = 0.0
+        self.fate: BaseException | None = None
+        self.ended = False
+        self.doomed = -1
+        self._work = work
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.fate = error
+        self.ended = True
+
+
+class Processes:
+    """What all of them share: the cluster, the clock, and whose turn it is. Use `patched` to have it used."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = Random(seed)
+        self.cluster = Cluster()
+        self.cluster.turn = self._turn
+        self.now = 1000.0
+        self.reaper = Reaper()
+        self._actors: list[Actor] = []
+        self._own = threading.local()
+        self._dead: set[int] = set()
+        self._stores: list[RadosStore] = []
+        self._renewed: dict[str, float] = {}
+        self._haste = self.chance.choice((0.3, 0.7, 0.95))
+        self._over = threading.Event()
+
+    def patched(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(rados_pool, "rados", _Module(self.cluster))
+        patch.setattr(Objects, "parallel", lambda _self, work, arguments: map(work, arguments))
+        patch.setattr(Locks, "_renew_all", lambda _self: None)
+        patch.setattr(Identity, "has_ended", lambda one: one.pid in self._dead)
+        patch.setattr(content, "ThreadPoolExecutor", _AtOnce)
+        patch.setattr(rados_locks, "time", self)
+        patch.setattr(session, "time", self)
+        # Maps of a few bytes already have bodies elsewhere, in parts.
+        patch.setattr(rados_store, "INLINE", 0)
+        patch.setattr(rados_store, "PART", 40)
+
+    def open(self, node: str = "node") -> RadosStore:
+        """As one more process."""
+        if not self._stores:
+            create_store(SPEC).close()
+        self._stores.append(RadosStore(SPEC, 0.0, Identity(node, "boot", next(_pids), 1)))
+        return self._stores[-1]
+
+    def kill(self, store: RadosStore) -> None:
+        self.cluster.kill(store._client.address)
+        # From another node nobody sees it.
+        if store._identity.node == "node":
+            self._dead.add(store._identity.pid)
+
+    def _store_at(self, address: str) -> RadosStore | None:
+        """None while it connects."""
+        return next((store for store in self._stores if store._client.address == address), None)
+
+    # The clock, as the module `time`.
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        actor: Actor | None = getattr(self._own, "actor", None)
+        if actor is None:
+            self.now += seconds
+            for store in self._stores:
+                self._renew(store)
+            # To threads that nobody conducts.
+            time.sleep(_MOMENT)
+            return
+        actor.wakes = self.now + seconds
+        self._switch(actor)
+
+    # Turns.
+
+    def run(self, works: Iterable[tuple[str, Callable[[], None]]], deaths: Iterable[str] = ()) -> list[Actor]:
+        """Until all have ended. Those in `deaths` are killed at an operation that chance decides."""
+        self._actors = [Actor(name, work) for name, work in works]
+        for actor in self._actors:
+            if actor.name in deaths:
+                actor.doomed = self.chance.randrange(400)
+        threads = [threading.Thread(target=self._live, args=(actor,), daemon=True) for actor in self._actors]
+        for thread in threads:
+            thread.start()
+        self._actors[0].turn.release()
+        assert self._over.wait(60), "the actors wait for each other"
+        for thread in threads:
+            thread.join(10)
+        self.cluster.let_arrive()
+        return self._actors
+
+    def _live(self, actor: Actor) -> None:
+        self._own.actor = actor
+        actor.turn.acquire()
+        actor.run()
+        following = self._following()
+        if following is None:
+            self._over.set()
+        else:
+            following.turn.release()
+
+    def _turn(self, address: str) -> None:
+        actor: Actor | None = getattr(self._own, "actor", None)
+        if actor is None:
+            self.reaper.allow()
+            return
+        self.now += _STEP
+        if self.chance.random() < _HANGS:
+            actor.wakes = self.now + self.chance.uniform(0, 4 * SPEC.lease)
+            self._switch(actor)
+        if self.chance.random() > self._haste:
+            self._switch(actor)
+        if self.chance.random() < 0.01:
+            self.cluster.let_arrive()
+        actor.doomed -= 1
+        if actor.doomed == -1:
+            self.cluster.kill(address)
+            store = self._store_at(address)
+            if store is not None:
+                self.kill(store)
+            raise Dying if self.chance.random() < 0.5 else Killed
+        store = self._store_at(address)
+        if store is not None:
+            self._renew(store)
+
+    def _switch(self, actor: Actor) -> None:
+        following = self._following()
+        assert following is not None
+        if following is not actor:
+            following.turn.release()
+            actor.turn.acquire()
+
+    def _following(self) -> Actor | None:
+        living = [actor for actor in self._actors if not actor.ended]
+        if not living:
+            return None
+        self.now = max(self.now, min(actor.wakes for actor in living))
+        return self.chance.choice([actor for actor in living if actor.wakes <= self.now])
+
+    def _renew(self, store: RadosStore) -> None:
+        """What a thread of `Locks` does."""
+        address = store._client.address
+        if self.now - self._renewed.get(address, 0.0) < SPEC.lease / 3 or self.cluster.is_dead(address):
+            return
+        self._renewed[address] = self.now
+        for held in list(store._locks._held.values()):
+            if not held.mutex.locked():
+                store._locks._renew(held)
+
+
+class _Module:
+    """What rados_pool.py takes for the module `rados`."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.Rados = cluster.connect
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(fake_rados, name)
+
+
+class _AtOnce:
+    """An executor without threads."""
+
+    def __init__(self, *_arguments: object) -> None:
+        """There is nothing to limit."""
+
+    def submit(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(work(*arguments))
+        except (Error, OSError) as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, *, cancel_futures: bool = False) -> None:
+        """Nothing runs."""

@@ -236,11 +236,17 @@ class RadosStore:
             head, version = self._objects.read_versioned(key, _LARGEST_HEADER)
         except NoObjectError:
             raise self._no_such(name) from None
+        encoded = maps.encode(volume_map, packed)
         old = self._body_of(name, head)
-        data = self._stored(name, maps.encode(volume_map, packed), *old)
+        if old or len(encoded) > INLINE:
+            old = list(dict.fromkeys((*old, *self._noted(name))))
+        data = self._stored(name, encoded, *old)
         # Only over what was read: a change that arrives late, after its sender gave up, must not undo another.
         self._objects.apply(key, Change().at_version(version).write_full(data))
+        # Not before: what arrives late may name any of them.
         self._release(old)
+        if old:
+            self._note(name, self._body_of(name, data))
 
     def _body_of(self, name: str, head: bytes) -> list[Body]:
         """None of a head that is damaged."""
@@ -250,20 +256,22 @@ class RadosStore:
         return []
 
     def _stored(self, name: str, encoded: bytes, *old: Body) -> bytes:
-        """What to write into the head, once the body is in its place; `old` is what the head names until then."""
+        """What to write into the head, once the body is in its place; `old` are what the head may name until then."""
         if len(encoded) <= INLINE:
             return encoded
-        self._release([body for body in self._noted(name) if body not in old])
         data = memoryview(encoded)[HEADER:]
         body = Body(token(), -(-len(data) // PART))
         # On record before it is made, and while the other still is there, so that both are found if this process dies.
-        self._objects.put_entry(_NAMES, name, "\n".join(map(str, (*old, body))).encode())
+        self._note(name, (*old, body))
 
         def put(part: int) -> None:
             self._objects.apply(body.key(part), Change().write_full(bytes(data[part * PART : part * PART + PART])))
 
         list(self._objects.parallel(put, range(body.parts)))
         return _elsewhere(body, encoded[:HEADER])
+
+    def _note(self, name: str, bodies: Iterable[Body]) -> None:
+        self._objects.put_entry(_NAMES, name, "\n".join(map(str, bodies)).encode())
 
     def _noted(self, name: str) -> list[Body]:
         """The bodies that were made for that name; they may be gone."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from functools import partial
 from importlib.util import find_spec
@@ -19,11 +20,15 @@ if find_spec("rados") is None:
     # The program can be imported where python3-rados is missing, which these tests don't need.
     sys.modules["rados"] = fake_rados
 
-from extstorage import catalog, gc
+from extstorage import catalog, gc, maps
+from extstorage.errors import UnreachableStoreError
+from extstorage.names import BLOCK
+from extstorage.rados_errors import ChangedObjectError
 from extstorage.rados_store import RadosStore
 from extstorage.session import Session
 from extstorage.store import Store
 from tests.datapath.actors import Processes
+from tests.datapath.fake_rados import Error, Ioctx, WriteOp
 from tests.datapath.generator import Generator, World, no_damage
 from tests.datapath.tap import Killed
 from tests.datapath.tenants import Blocks, Tenant
@@ -123,3 +128,37 @@ def live(seed: int, patch: pytest.MonkeyPatch) -> None:
 def test_several_processes_at_once(seeds: list[int], monkeypatch: pytest.MonkeyPatch, part: int) -> None:
     for seed in seeds:
         live(seed * PARTS + part, monkeypatch)
+
+
+def test_a_change_that_arrives_late_finds_the_body_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sender had no answer, and somebody tries again."""
+    processes = Processes(1)
+    processes.patched(monkeypatch)
+    store = processes.open()
+    catalog.create_volume(store, "vol", BLOCK)
+    old = store.read_map("vol")
+    first, second = maps.grow(old, 2 * BLOCK), maps.grow(old, 3 * BLOCK)
+    real = Ioctx.operate_write_op
+
+    def late(self: Ioctx, op: WriteOp, key: str, flags: int = 0) -> None:
+        if key == "head.vol":
+            processes.cluster.arrives_later("somebody", key, op)
+            raise Error(errno.ETIMEDOUT)
+        real(self, op, key, flags)
+
+    def meanwhile(self: Ioctx, op: WriteOp, key: str, flags: int = 0) -> None:
+        if key == "head.vol":
+            processes.cluster.let_arrive()
+        real(self, op, key, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ioctx, "operate_write_op", late)
+        with pytest.raises(UnreachableStoreError):
+            store.write_map("vol", first)
+        patch.setattr(Ioctx, "operate_write_op", meanwhile)
+        with pytest.raises(ChangedObjectError):
+            store.write_map("vol", second)
+    assert store.read_map("vol") == first
+    store.write_map("vol", second)
+    assert store.read_map("vol") == second
+    assert len({key.split(".")[1] for key in processes.cluster.things if key.startswith("body.")}) == 1

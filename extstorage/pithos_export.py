@@ -8,13 +8,14 @@ goes on when it is repeated. The map is last: who finds it finds the blocks.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from extstorage.content import NOTHING, Pipeline, length_of, root_of
-from extstorage.errors import NoSuchVolumeError
+from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.intake import Progress
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, check_name
@@ -73,7 +74,10 @@ def _write_blocks(store: Store, digests: list[bytes], directory: Path, progress:
         if not _path(directory, digest.hex()).exists():
             buffer = memoryview(bytearray(BLOCK))
             store.layer(Source(digest, 0)).readinto(0, 0, buffer)
-            _write(directory, digest.hex(), buffer[: length_of(buffer)])
+            data = buffer[: length_of(buffer)]
+            if hashlib.sha256(data).digest() != digest:
+                raise BrokenError(path=f"block {digest.hex()}", reason="its bytes are not those that its name says")
+            _write(directory, digest.hex(), data)
 
     with Pipeline(0, _AHEAD) as pipeline:
         for number, _ in enumerate(pipeline.ordered(copy, digests), 1):

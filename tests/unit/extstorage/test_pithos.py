@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import apply, catalog, gc, scrub
+from extstorage import apply, catalog, gc, maps, scrub
 from extstorage.content import root_of_map
 from extstorage.errors import (
     BadStoreSpecError,
@@ -292,6 +292,22 @@ def test_an_export_is_a_file_of_pithos(store: Store, tmp_path: Path) -> None:
     other.foreign = pithos.layer
     catalog.create_volume(other, "clone", 5 * BLOCK, origin=str(made), foreign=lambda: pithos.origin_map(made))
     assert contents(other, "clone", len(data)) == data
+
+
+def test_a_damaged_block_is_not_exported(tmp_path: Path) -> None:
+    """Whoever finds it would believe its name."""
+    store = create_store(tmp_path / "store")
+    data = data_of(BLOCK)
+    digest = bytes.fromhex(hash_of_block(data))
+    store.put_content(digest, memoryview(data))
+    store.sync_contents()
+    store.create("image", maps.from_digests(BLOCK, bytes(16), [digest]), Info(created=0.0, image=True))
+    with (tmp_path / "store/content" / digest.hex()[:2] / digest.hex()[2:4] / digest.hex()).open("r+b") as stream:
+        stream.write(b"flipped")
+    there = tmp_path / "there"
+    with pytest.raises(BrokenError, match="its name says"):
+        export(store, "image", there, lambda _percent: None)
+    assert not [path for path in there.rglob("*") if path.is_file()]
 
 
 def test_an_export_that_was_interrupted_goes_on(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

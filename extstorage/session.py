@@ -36,7 +36,7 @@ from extstorage.identity import myself
 from extstorage.maps import VolumeMap
 from extstorage.names import check_name, check_size
 from extstorage.run_pages import RunPages
-from extstorage.store import Info, Store, VolumeLock
+from extstorage.store import Holder, Info, Store, VolumeLock
 from extstorage.volume import Extent, Volume
 from ganeti_plugin.log import debug, info, warning
 
@@ -46,6 +46,9 @@ DRAIN_TIMEOUT = 60.0
 #: Seconds that a migration's source has to flush and yield.
 YIELD_TIMEOUT = 60.0
 YIELD_POLL = 0.02
+
+#: Seconds in which the server of a migration's source comes back that died: systemd starts it at once.
+RETURN_TIMEOUT = 5.0
 
 #: Seconds that a restarted server waits for a lock that it had. A command may have it for a moment (who has it? take a
 #: snapshot of a volume that nobody serves), and a server that gives up has nothing but errors for its guest.
@@ -63,6 +66,10 @@ class Mode(StrEnum):
     SHARED = "shared"
     CLOSED = "closed"
     SNAPSHOT = "snapshot"
+
+
+class _DiedError(HeldError):
+    """The lock is free, and what its holder acknowledged may be known to its node only."""
 
 
 class Gate:
@@ -269,29 +276,37 @@ class Session:
                 self._obtain(self._store.patience)
 
     def _obtain_from_peer(self) -> None:
-        deadline = time.monotonic() + YIELD_TIMEOUT
+        lived = time.monotonic()
+        deadline = lived + YIELD_TIMEOUT
         patience = 0.0
         while True:
             try:
-                self._obtain(patience)
+                self._obtain(patience, from_dead=time.monotonic() >= lived + RETURN_TIMEOUT)
                 self._store.forget_request(self._name)
                 return
-            except HeldError:
-                if time.monotonic() >= deadline:
+            except HeldError as error:
+                if not isinstance(error, _DiedError):
+                    lived = time.monotonic()
+                if lived >= deadline:
                     raise
             self._store.ask_for_lock(self._name)
             # The peer may have died: from now on, wait long enough to see it. One that yields ends the wait at once.
             patience = self._store.patience
             time.sleep(YIELD_POLL)
 
-    def _obtain(self, patience: float = 0.0) -> None:
-        """Take the lock, then read what the last holder left. Raises HeldError; see `Store.lock_volume`."""
+    def _obtain(self, patience: float = 0.0, *, from_dead: bool = True) -> None:
+        """Take the lock, then read what the last holder left. Raises HeldError; see `Store.lock_volume`.
+
+        Without `from_dead`, not from one who died elsewhere: what they acknowledged would be void.
+        """
         if self._lock is not None:
             self._settle()
             return
         lock = self._store.lock_volume(self._name, patience=patience)
         try:
             before = lock.holder()
+            if before is not None and not from_dead and self._died_elsewhere(before):
+                raise _DiedError(name=self._name, holder=before)
             holder = myself()
             self._prepare_run(before.token if before else "", holder.token)
             lock.record(holder)
@@ -305,6 +320,11 @@ class Session:
                 lock.release()
             raise
         debug("%s: took the lock", self._name)
+
+    def _died_elsewhere(self, before: Holder) -> bool:
+        if self._store.atomic_pages or before.yielded:
+            return False
+        return self._marks is None or before.token not in run_pages.read_tokens(self._marks)
 
     def _prepare_run(self, old: str, new: str) -> None:
         """Keep a dead predecessor's marks if nobody held the lock since, else drop them.
@@ -339,12 +359,22 @@ class Session:
             if not self._fenced:
                 self._volume = Volume(self._store, self._volume.map, cached=False)
                 self._seen = self._store.map_version(self._name)
+                self._say_yielded(self._lock)
             if self._marks is not None:
                 run_pages.forget(self._marks)
             self._lock.release()
             self._lock = None
             self._token = ""
         debug("%s: gave up the lock", self._name)
+
+    def _say_yielded(self, lock: VolumeLock) -> None:
+        """Nobody need wait for us. Where that can't be said, the other side of a migration does so in vain."""
+        if self._store.atomic_pages:
+            return
+        with contextlib.suppress(OSError):
+            last = lock.holder()
+            if last is not None and last.token == self._token:
+                lock.record(last._replace(yielded=True))
 
     def poll(self) -> None:
         """To be called now and then: yield to the other side of a migration if it asks."""

@@ -88,6 +88,8 @@ class Holder(NamedTuple):
     boot: str
     pid: int
     since: float
+    #: Whether it gave the lock up with all that it had acknowledged in the store. Of no meaning with `atomic_pages`.
+    yielded: bool = False
 
     def __str__(self) -> str:
         return f"node {self.node} (process {self.pid})" if self.node else "an unknown holder"

@@ -163,8 +163,8 @@ def test_two_servers_share_a_volume_under_load(store: Store, monkeypatch: pytest
     taken = []
     obtain = Session._obtain
 
-    def counting(session: Session, patience: float = 0.0) -> None:
-        obtain(session, patience)
+    def counting(session: Session, patience: float = 0.0, **options: bool) -> None:
+        obtain(session, patience, **options)
         taken.append(session)
 
     monkeypatch.setattr(Session, "_obtain", counting)

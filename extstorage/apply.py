@@ -12,6 +12,7 @@ from extstorage import answer, attached, catalog, control, devices, run_pages, s
 from extstorage.errors import (
     BadSizeError,
     BrokenError,
+    DoubtfulError,
     FullStoreError,
     HeldError,
     NoDeviceError,
@@ -243,7 +244,7 @@ def flush_marks(site: Site, name: str) -> None:
             session = Session(store, name, directory)
             session.open(True)
             session.shutdown()
-        except BrokenError as error:
+        except (BrokenError, DoubtfulError) as error:
             warning("%s", error)
         except HeldError as error:
             warning("%s, so what was not flushed here is void", error)

@@ -87,6 +87,11 @@ class BrokenError(IntegrityError):
     hint = "the volume can still be attached and removed, but not read"
 
 
+class DoubtfulError(IntegrityError):
+    template = "what was written to the volume {name!r} may be lost: {reason}"
+    hint = "look whether its content is sound, or go back to a snapshot; 'archipelago fsck --repair {name}' accepts it"
+
+
 class BadStoreError(StateError):
     template = "{path} is not a store of this version: {reason}"
 

@@ -512,6 +512,17 @@ class FilesStore:
             remove(path)
         return len(left) + len(contents)
 
+    def loss(self, name: str) -> str:
+        try:
+            descriptor = os.open(self._folder(name) / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return ""
+        try:
+            last = _read_holder(descriptor)
+        finally:
+            os.close(descriptor)
+        return last.loss if last else ""
+
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> FileLock:
         while self.exists(name):
             try:

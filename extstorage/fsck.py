@@ -25,7 +25,7 @@ from extstorage.maps import CONTENT, DEPTH, DIGEST, Source, VolumeMap
 from extstorage.marks import blocks_of_layers
 from extstorage.names import BLOCK, PAGE, check_name
 from extstorage.pages import mask_of
-from extstorage.store import Info, Layer, Store
+from extstorage.store import Info, Layer, Store, VolumeLock
 from ganeti_plugin.errors import Error
 from ganeti_plugin.log import warning
 
@@ -121,6 +121,7 @@ class _Check:
         with contextlib.suppress(NoSuchVolumeError):
             self._check_facts(name)
             self._check_request(name)
+            self._check_loss(name)
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(_ChangedError, NoSuchVolumeError):
                 self._version = self._store.map_version(name)
@@ -297,6 +298,20 @@ class _Check:
         repaired = "forgotten" if self._repair else ""
         self._note(name, "a migration that ended asked for the lock", repaired=repaired, damage=False)
 
+    def _check_loss(self, name: str) -> None:
+        reason = self._store.loss(name)
+        if reason:
+            text = f"a flush failed, so what was written before may be lost: {reason}"
+            self._note(name, text, repaired=self._repaired(name, self._accept_loss))
+
+    def _accept_loss(self, name: str) -> str:
+        with self._locked(name) as lock:
+            last = lock.holder()
+            if last is None:
+                return ""
+            lock.record(last._replace(loss=""))
+        return "the volume can be opened again, with the data as they are"
+
     def _is_held(self, name: str) -> bool:
         """Asked only about what nobody is about to open: for a moment, the lock is ours."""
         try:
@@ -306,10 +321,10 @@ class _Check:
             return True
 
     @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
+    def _locked(self, name: str) -> Iterator[VolumeLock]:
         lock = self._store.lock_volume(name, patience=self._store.patience)
         try:
-            yield
+            yield lock
         finally:
             lock.release()
 

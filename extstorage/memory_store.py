@@ -278,6 +278,10 @@ class MemoryStore:
     def tidy(self, *, dry_run: bool = False) -> int:
         return 0
 
+    def loss(self, name: str) -> str:
+        last = self.holders.get(name)
+        return last.loss if last else ""
+
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> MemoryLock:
         self._bytes(name)
         with self._locking:

@@ -219,7 +219,8 @@ class Server:
     def status(self) -> Mapping[str, object]:
         mode = self.session.mode.value if self.session else "broken"
         holds = bool(self.session and self.session.holds_lock)
-        found = {"mode": mode, "writer": holds, "size": self.size(), "fault": self.fault, "pid": os.getpid()}
+        fault = self.fault or (self.session.loss if self.session else "")
+        found = {"mode": mode, "writer": holds, "size": self.size(), "fault": fault, "pid": os.getpid()}
         return {**found, "requests": dict(self.requests)}
 
     def count(self, kind: str, volume_of: str = "", length: int = 0) -> None:

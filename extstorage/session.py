@@ -14,6 +14,7 @@ and the owned pages are read when the lock is gained, and written back before it
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import time
@@ -25,6 +26,7 @@ from extstorage import maps, run_pages
 from extstorage.answer import MODE_FILE
 from extstorage.errors import (
     AlreadyThereError,
+    DoubtfulError,
     FencedError,
     HeldError,
     NotOpenError,
@@ -126,6 +128,8 @@ class Session:
         self._token = ""
         self._fenced = False
         self._in_doubt = False
+        #: Why what was acknowledged may be lost, as long as we hold the lock; else "".
+        self.loss = ""
         self._seen: object = store.map_version(name)
         found = store.read_map(name)
         if found.read_only:
@@ -246,8 +250,19 @@ class Session:
     def _flush_held(self) -> None:
         # Before: bitmaps are written whole, and ours would hide what a new writer has. After: what we say must be true.
         self._check_lock()
-        self._volume.flush()
+        try:
+            self._volume.flush()
+        except Exception as error:
+            if self._volume.has_failed and not self.loss:
+                self._say_lost(str(error))
+            raise
         self._check_lock()
+
+    def _say_lost(self, reason: str) -> None:
+        """The kernel tells one process once; whoever has the volume next must not take it for safe."""
+        self.loss = reason
+        if self._lock is not None:
+            self._note(self._lock, loss=reason)
 
     def _check_lock(self) -> None:
         if self._lock_is_lost():
@@ -294,10 +309,11 @@ class Session:
             patience = self._store.patience
             time.sleep(YIELD_POLL)
 
-    def _obtain(self, patience: float = 0.0, *, from_dead: bool = True) -> None:
+    def _obtain(self, patience: float = 0.0, *, from_dead: bool = True, lost: bool = False) -> None:
         """Take the lock, then read what the last holder left. Raises HeldError; see `Store.lock_volume`.
 
-        Without `from_dead`, not from one who died elsewhere: what they acknowledged would be void.
+        Without `from_dead`, not from one who died elsewhere: what they acknowledged would be void. With `lost`, also
+        where something may be lost, for a guest that was told so: each flush goes on failing.
         """
         if self._lock is not None:
             self._settle()
@@ -305,14 +321,18 @@ class Session:
         lock = self._store.lock_volume(self._name, patience=patience)
         try:
             before = lock.holder()
+            loss = before.loss if before else ""
+            if loss and not lost:
+                raise DoubtfulError(name=self._name, reason=loss)
             if before is not None and not from_dead and self._died_elsewhere(before):
                 raise _DiedError(name=self._name, holder=before)
-            holder = myself()
+            holder = myself()._replace(loss=loss)
             self._prepare_run(before.token if before else "", holder.token)
             lock.record(holder)
             if self._marks is not None:
                 run_pages.write_tokens(self._marks, [holder.token])
             with self._gate.hold(self._name):
+                self.loss = loss
                 self._load(self._store.read_map(self._name))
                 self._lock, self._token = lock, holder.token
         except BaseException:
@@ -341,6 +361,8 @@ class Session:
     def _load(self, volume_map: VolumeMap) -> None:
         run = RunPages(self._marks, volume_map.current) if self._marks is not None else None
         self._volume = Volume(self._store, volume_map, cached=True, run=run)
+        if self.loss:
+            self._volume.distrust(OSError(errno.EIO, self.loss))
 
     def _give_up(self) -> None:
         """Flush and release the lock. If the flush fails, the lock is kept."""
@@ -359,7 +381,8 @@ class Session:
             if not self._fenced:
                 self._volume = Volume(self._store, self._volume.map, cached=False)
                 self._seen = self._store.map_version(self._name)
-                self._say_yielded(self._lock)
+                # Without it, the other side of a migration waits for us in vain.
+                self._note(self._lock, yielded=True)
             if self._marks is not None:
                 run_pages.forget(self._marks)
             self._lock.release()
@@ -367,14 +390,14 @@ class Session:
             self._token = ""
         debug("%s: gave up the lock", self._name)
 
-    def _say_yielded(self, lock: VolumeLock) -> None:
-        """Nobody need wait for us. Where that can't be said, the other side of a migration does so in vain."""
+    def _note(self, lock: VolumeLock, *, yielded: bool = False, loss: str = "") -> None:
+        """Add to our record, if that can be done. A store with `atomic_pages` has nothing that only we know."""
         if self._store.atomic_pages:
             return
         with contextlib.suppress(OSError):
             last = lock.holder()
             if last is not None and last.token == self._token:
-                lock.record(last._replace(yielded=True))
+                lock.record(last._replace(yielded=yielded, loss=loss))
 
     def poll(self) -> None:
         """To be called now and then: yield to the other side of a migration if it asks."""
@@ -386,7 +409,13 @@ class Session:
     # What Ganeti asks for.
 
     def open(self, exclusive: bool) -> None:
-        """Repeatable, in any mode. Raises HeldError, naming the holder, when another node has the volume."""
+        """Repeatable, in any mode. Raises HeldError, naming the holder, when another node has the volume.
+
+        Raises DoubtfulError when what an earlier holder wrote may be lost.
+        """
+        self._open(exclusive, lost=False)
+
+    def _open(self, exclusive: bool, *, lost: bool) -> None:
         with self._control:
             if self.mode is Mode.SNAPSHOT:
                 return
@@ -395,7 +424,7 @@ class Session:
             if exclusive:
                 if self.mode is Mode.SHARED and self._lock is None:
                     self._obtain_from_peer()
-                self._obtain(self._store.patience)
+                self._obtain(self._store.patience, lost=lost)
             self._set_mode(Mode.EXCLUSIVE if exclusive else Mode.SHARED)
 
     def _drop_lost_lock(self) -> None:
@@ -435,7 +464,7 @@ class Session:
             if mode is Mode.SHARED and left:
                 # Whoever flushes next, or reads on the other side, must not miss them.
                 with self._control:
-                    self._obtain(self._store.patience)
+                    self._obtain(self._store.patience, lost=True)
         except HeldError as error:
             if mode is not Mode.SHARED:
                 self.mode = Mode.CLOSED
@@ -452,7 +481,7 @@ class Session:
         deadline = time.monotonic() + RESUME_TIMEOUT
         while True:
             try:
-                self.open(True)
+                self._open(True, lost=True)
                 return
             except HeldError:
                 if time.monotonic() >= deadline:

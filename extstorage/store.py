@@ -90,6 +90,8 @@ class Holder(NamedTuple):
     since: float
     #: Whether it gave the lock up with all that it had acknowledged in the store. Of no meaning with `atomic_pages`.
     yielded: bool = False
+    #: Why what was acknowledged may be lost (a flush failed); kept by later holders, until a repair.
+    loss: str = ""
 
     def __str__(self) -> str:
         return f"node {self.node} (process {self.pid})" if self.node else "an unknown holder"
@@ -232,6 +234,9 @@ class Store(Protocol):
 
     def tidy(self, *, dry_run: bool = False) -> int:
         """Remove what killed creations and removals left; answers with how many there were. Takes the store's lock."""
+
+    def loss(self, name: str) -> str:
+        """What the holder's record says of that (`Holder.loss`), without the lock."""
 
     def lock_volume(self, name: str, *, shared: bool = False, patience: float = 0.0) -> VolumeLock:
         """Raises HeldError when somebody else has it: at once if they are known to live, else after `patience`."""

@@ -400,6 +400,15 @@ class Volume:
             layer.punch(index, first * PAGE, (end - first) * PAGE, owned | gained)
             self._mark(index, gained)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a flush failed in such a way that no other can succeed."""
+        return self._failure is not None
+
+    def distrust(self, failure: Exception) -> None:
+        """Have every flush fail, since what a predecessor wrote may be lost."""
+        self._failure = failure
+
     def flush(self) -> None:
         """Make everything that was acknowledged before this call survive the death of the machine."""
         with self._flushing:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import catalog, gc
+from extstorage import catalog, fsck, gc
 from extstorage import session as session_module
 from extstorage.errors import (
     AlreadyThereError,
+    DoubtfulError,
     FencedError,
     HeldError,
     NoSuchVolumeError,
@@ -27,7 +28,7 @@ from extstorage.errors import (
     SmallerThanOriginError,
     UnknownOriginError,
 )
-from extstorage.files_store import FileLock, FilesStore, create_store, open_store
+from extstorage.files_store import FileLayer, FileLock, FilesStore, create_store, open_store
 from extstorage.freezing import Freezing
 from extstorage.hashing import hash_snapshot
 from extstorage.maps import DEPTH, Source, VolumeMap
@@ -531,6 +532,51 @@ def test_a_failed_sync_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> No
             session.flush()
     with pytest.raises(OSError, match="bad disk"):
         session.flush()
+
+
+@pytest.mark.parametrize("kind", ["files", "memory"])
+def test_a_successor_knows_that_a_sync_failed(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel told it once, to a process that is dead, and calls the pages clean. A guest must not be told so."""
+    store: Store = create_store(tmp_path / "store") if kind == "files" else MemoryStore()
+    catalog.create_volume(store, "vol", BLOCK)
+    (tmp_path / "run").mkdir()
+    session = Session(store, "vol", tmp_path / "run")
+    session.open(True)
+    session.write(A, 0)
+
+    def broken(_layer: Layer) -> None:
+        raise OSError(errno.EIO, "bad disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLayer if kind == "files" else MemoryLayer, "sync", broken)
+        with pytest.raises(OSError, match="bad disk"):
+            session.flush()
+    for _ in range(2):
+        die(session)
+        session = Session(store, "vol", tmp_path / "run")
+        session.resume()
+        session.write(B, PAGE)
+        assert read(session) + read(session, PAGE) == bytes(A) + bytes(B)
+        with pytest.raises(OSError, match="bad disk"):
+            session.flush()
+        assert "bad disk" in session.loss
+    assert not fsck.check(store, repair=True)[0].repaired
+    die(session)
+    elsewhere = Session(store, "vol")
+    with pytest.raises(DoubtfulError, match="may be lost: .*bad disk.*fsck --repair vol"):
+        elsewhere.open(True)
+    elsewhere.open(False)
+    with pytest.raises(DoubtfulError):
+        elsewhere.write(A, 0)
+    assert "bad disk" in fsck.check(store)[0].text
+    assert fsck.check(store, repair=True)[0].repaired
+    assert not fsck.check(store)
+    elsewhere = Session(store, "vol")
+    elsewhere.open(True)
+    elsewhere.write(B, 0)
+    elsewhere.flush()
+    assert read(elsewhere) == bytes(B)
+    elsewhere.shutdown()
 
 
 def test_a_flush_that_can_not_open_the_layer_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

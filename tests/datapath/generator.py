@@ -403,7 +403,10 @@ class Generator:
         models = [disk.model.copy(), disk.model.copy()]
         change(models[1])
         models[1].flushed()
-        settle(disk.session, models, disk.name)
+        other = disk.sessions[1 - disk.node]
+        # In a migration, the other side may have the lock.
+        with polling(other) if other else contextlib.nullcontext():
+            settle(disk.session, models, disk.name)
         disk.model.pages = models[0].pages
         return True
 

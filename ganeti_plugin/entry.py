@@ -46,12 +46,12 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
         log.error("%s: interrupted by %s", program, signal.Signals(number).name)
         return SIGNALLED + int(number)
     except BrokenPipeError:
-        _forget_output()  # its reader went away ("| head")
+        forget_output()  # its reader went away ("| head")
         return 0
     except OSError as error:
         _log_traceback()
         log.error("%s: %s%s", program, f"{error.filename}: " if error.filename else "", error.strerror or error)
-        _forget_output()
+        forget_output()
         return Error.exit_status
     except Exception as error:
         _log_traceback()
@@ -62,7 +62,7 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
         return DEFECT
 
 
-def _forget_output() -> None:
+def forget_output() -> None:
     """Write what is left, or else forget it: the interpreter would try again at exit, complain, and exit with 120."""
     try:
         sys.stdout.flush()
@@ -75,7 +75,7 @@ def end(status: int) -> NoReturn:
 
     For programs that leave nothing to threads and to what is done at an exit.
     """
-    _forget_output()
+    forget_output()
     os._exit(status)
 
 

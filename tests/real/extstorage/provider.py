@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 INSTALLED = Path("/usr/share/ganeti/extstorage/archipelago")
@@ -18,6 +19,9 @@ COMMAND = "/usr/bin/archipelago" if INSTALLED.is_dir() else str(TREE / "archipel
 RUN = Path("/run/snf-archipelago")
 DEVICES = Path("/run/snf-archipelago-device")
 STORE = Path("/var/lib/snf-archipelago/store")
+
+#: The unit, socket and service, of the fork server.
+ACTIONS = "snf-archipelago-actions"
 
 
 def new_name() -> str:
@@ -53,6 +57,22 @@ def refused(action: str, volume: str, **variables: str) -> str:
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def systemctl(*words: str) -> str:
+    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def without_fork_server() -> Iterator[None]:
+    """Scripts do their actions in their own process."""
+    systemctl("stop", f"{ACTIONS}.socket", f"{ACTIONS}.service")
+    try:
+        yield
+    finally:
+        systemctl("start", f"{ACTIONS}.socket")
 
 
 def uri(volume: str) -> str:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbdkit
 
-from extstorage import answer, control, names, stores
+from extstorage import answer, control, names, sentences, stores
 from extstorage.errors import (
     BadStoreError,
     BrokenError,
@@ -266,6 +266,7 @@ def config(key: str, value: str) -> None:
 
 def config_complete() -> None:
     _keep_memory()
+    sentences.install()
     missing = {"volume", "run"} - set(server.settings)
     if missing:
         raise ValueError(f"the parameters {', '.join(sorted(missing))} are missing")

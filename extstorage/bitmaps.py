@@ -8,7 +8,10 @@ in binary, which is linear, and its runs are found in the text.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Generic, TypeVar
+
+Owner = TypeVar("Owner")
 
 _RUN = re.compile("1+")
 
@@ -37,3 +40,35 @@ def bits_of(flags: bytes | bytearray, *values: int) -> int:
     for value in values:
         table[value] = ord("1")
     return int(flags[::-1].translate(table) or b"0", 2)
+
+
+class Sample(Generic[Owner]):
+    """Of the bits of many bitmaps, `wanted` to twice as many that lie evenly among all; all, if there are fewer.
+
+    Nobody needs to know before how many there are: when there are too many, every second one is dropped.
+    """
+
+    def __init__(self, wanted: int) -> None:
+        self._most = 2 * wanted
+        self._every = 1
+        self.count = 0
+        self.chosen: list[tuple[Owner, int]] = []
+
+    def add(self, owner: Owner, bits: int) -> None:
+        for first, end in runs_of(bits):
+            at = first
+            while at < end:
+                at = self._add_run(owner, at, min(end, at + self._most * self._every))
+
+    def _add_run(self, owner: Owner, first: int, end: int) -> int:
+        skipped = -self.count % self._every
+        self.chosen += ((owner, index) for index in range(first + skipped, end, self._every))
+        self.count += end - first
+        while len(self.chosen) > self._most:
+            del self.chosen[1::2]
+            self._every *= 2
+        return end
+
+    def sum_of(self, sizes: Iterable[int]) -> int:
+        """What all have together, when the chosen ones have these sizes."""
+        return sum(sizes) * self.count // max(1, len(self.chosen))

@@ -50,7 +50,8 @@ from extstorage.errors import (
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE, blocks_of, token
 from extstorage.pages import FULL, RECORD, from_record, mask_of, to_record
-from extstorage.store import Holder, Info, Layer, R, Space, T, decode_info, encode_info
+from extstorage.scans import PIECE, Scan, name_of
+from extstorage.store import Holder, Info, Layer, R, Space, Stored, T, decode_info, encode_info
 from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, remove_tree, write_atomically
 
 VERSION = 2
@@ -72,6 +73,10 @@ _ZEROS = bytes(1 << 20)
 _STRIDE = 256
 _RECORD_END = RECORD + 4
 _NO_RECORD = bytes(_RECORD_END)
+
+#: Records that are looked at together, and what is read at a time.
+_NO_RECORDS = bytes(16 * _STRIDE)
+_NO_CHUNK = bytes(1024 * _STRIDE)
 
 
 def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
@@ -239,16 +244,21 @@ class FileLayer(_FileRange):
         end = os.fstat(self._pages).st_size
         position = 0
         while position < end:
-            chunk = os.pread(self._pages, _STRIDE << 10, position)
+            chunk = os.pread(self._pages, len(_NO_CHUNK), position)
             if not chunk:
                 break
-            if chunk.count(0) != len(chunk):
-                for start in range(0, len(chunk), _STRIDE):
-                    record = chunk[start : start + _RECORD_END]
-                    if record != _NO_RECORD:
-                        index = (position + start) // _STRIDE
-                        yield index, self._pages_of(record, index)
+            # Most of a file is a hole: what has nothing is passed over in ever smaller pieces.
+            for at in range(0, len(chunk), len(_NO_RECORDS)) if chunk != _NO_CHUNK else ():
+                records = chunk[at : at + len(_NO_RECORDS)]
+                if records != _NO_RECORDS:
+                    yield from self._records((position + at) // _STRIDE, records)
             position += len(chunk)
+
+    def _records(self, first: int, records: bytes) -> Iterator[tuple[int, int]]:
+        for index, start in enumerate(range(0, len(records), _STRIDE), first):
+            record = records[start : start + _RECORD_END]
+            if record != _NO_RECORD:
+                yield index, self._pages_of(record, index)
 
     def save_pages(self, pages: Mapping[int, int]) -> None:
         for index, bits in pages.items():
@@ -384,6 +394,22 @@ class FilesStore:
     def read_map(self, name: str) -> VolumeMap:
         path = self._folder(name) / "map"
         return maps.decode(self._read(path, name), str(path))
+
+    def scan_map(self, name: str, look: Callable[[Scan], R]) -> R:
+        path = self._folder(name) / "map"
+
+        def pieces() -> Iterator[bytes]:
+            stream.seek(maps.HEADER)
+            with self._reading(path, name):
+                while piece := stream.read(PIECE):
+                    yield piece
+
+        with contextlib.ExitStack() as stack:
+            with self._reading(path, name):
+                stream = stack.enter_context(path.open("rb"))
+                header = stream.read(maps.HEADER)
+            # Read twice, for what it says is often known by its name.
+            return look(Scan(header, str(path), pieces, name_of(pieces())))
 
     def read_heads(self, name: str) -> VolumeMap:
         path = self._folder(name) / "map"
@@ -624,6 +650,14 @@ class FilesStore:
             with contextlib.suppress(FileNotFoundError):
                 total += os.stat(f"{self._base(source)}{suffix}").st_blocks * 512
         return total
+
+    def stored(self) -> Stored:
+        occupied = sum(self.used(source) for source in self.layers())
+        contents = 0
+        for digest, _ in self.contents():
+            contents += 1
+            occupied += self.content_used(digest)
+        return Stored(occupied, contents)
 
     # Content.
 

@@ -12,19 +12,20 @@ that others name as frozen (a map older than what was made from it, such as one 
 from __future__ import annotations
 
 import contextlib
-import hashlib
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from extstorage import gc, intake, maps
 from extstorage.bitmaps import bits_of, indexes_of, runs_of
 from extstorage.digests import Digests, digests_in
 from extstorage.errors import BadNameError, BrokenError, HeldError, NoSuchVolumeError
-from extstorage.maps import CONTENT, DEPTH, DIGEST, Source, VolumeMap
+from extstorage.maps import CONTENT, DIGEST, Source, VolumeMap
 from extstorage.marks import blocks_of_layers
 from extstorage.names import BLOCK, PAGE, check_name
 from extstorage.pages import mask_of
+from extstorage.scans import Scan
 from extstorage.store import Info, Layer, Store, VolumeLock
 from ganeti_plugin.errors import Error
 from ganeti_plugin.log import warning
@@ -33,7 +34,7 @@ from ganeti_plugin.log import warning
 _ATTEMPTS = 5
 
 #: Entries of a map that are looked at together.
-_PART = 1 << 20
+_PART = 1 << 16
 
 Progress = Callable[[int], None]
 
@@ -58,7 +59,82 @@ def check(
     if name and not store.exists(name):
         raise NoSuchVolumeError(what="volume, snapshot or image", name=name, store=store.title)
     with store.only_one(gc.WORK):
-        return _Check(store, repair).run([name] if name else store.names(), progress)
+        return _Check(store, repair).run([name] if name else store.possible_names(), progress)
+
+
+class _Found(NamedTuple):
+    """What is wrong with the body of a map."""
+
+    #: Layers, and the blocks that name them, as bitmaps.
+    faulty: Mapping[Source, int]
+    #: Whether a number in it means nothing: the checksum says only that it is as it was written.
+    is_odd: bool
+    #: Content blocks, and the blocks that consist of them, as a bitmap.
+    missing: int
+    holes: int
+
+
+class _Body:
+    """Looks at the body of a map."""
+
+    def __init__(
+        self,
+        faulty_of: Callable[[tuple[Source, ...]], set[Source]],
+        missing_of: Callable[[bytes], bytearray],
+    ) -> None:
+        self._faulty_of = faulty_of
+        self._missing_of = missing_of
+        self._sources: tuple[Source, ...] = ()
+        self._highest = self._highest_content = -1
+        self.faulty: dict[Source, int] = {}
+        #: A byte for each content block.
+        self.missing = bytearray()
+
+    @property
+    def is_odd(self) -> bool:
+        return self._highest > len(self._sources) or self._highest_content >= len(self.missing)
+
+    def sources(self, sources: tuple[Source, ...]) -> None:
+        self._sources = sources
+        self.faulty = dict.fromkeys(self._faulty_of(sources), 0)
+
+    def numbers(self, first: int, numbers: array[int]) -> None:
+        for start in range(0, len(numbers), _PART):
+            some = set(numbers[start : start + _PART])
+            contents = {number for number in some if number & CONTENT}
+            self._highest = max(self._highest, max(some - contents, default=0))
+            self._highest_content = max(self._highest_content, max(contents, default=CONTENT - 1) - CONTENT)
+        for source, bits in blocks_of_layers(self._sources, first, numbers) if self.faulty else ():
+            if source in self.faulty:
+                self.faulty[source] |= bits
+
+    def digests(self, digests: bytes) -> None:
+        self.missing += self._missing_of(digests)
+
+
+class _Holes:
+    """Finds the blocks that consist of content that is missing."""
+
+    def __init__(self, missing: bytearray) -> None:
+        self._missing = missing
+        #: A byte for each block.
+        self.blocks = bytearray()
+
+    def sources(self, sources: tuple[Source, ...]) -> None:
+        """They are not meant."""
+
+    def numbers(self, first: int, numbers: array[int]) -> None:
+        self.blocks.extend(bytes(max(0, first + len(numbers) - len(self.blocks))))
+        for index, number in enumerate(numbers, first):
+            if number & CONTENT and self._missing[number ^ CONTENT]:
+                self.blocks[index] = 1
+
+    def digests(self, digests: bytes) -> None:
+        """They are known."""
+
+
+def _none_of(digests: bytes) -> bytearray:
+    return bytearray(len(digests) // DIGEST)
 
 
 class _ChangedError(Exception):
@@ -72,7 +148,7 @@ class _Check:
         self._found: list[Finding] = []
         self._layers: dict[Source, BrokenError | None] = {}
         self._contents = Digests()
-        self._tables: set[bytes] = set()
+        self._bodies: dict[object, _Found] = {}
         self._pending = False
         self._epochs: dict[bytes, list[int]] = {}
         self._version: object = None
@@ -84,9 +160,9 @@ class _Check:
             # Of one name, each content is asked for instead.
             for digest, _ in self._store.contents():
                 self._contents.add(digest)
-        for position, name in enumerate(names):
+        for position, (name, is_quiet) in enumerate(zip(names, self._store.each(self._is_quiet, names), strict=True)):
             progress(100 * position // len(names))
-            self._check_name(name)
+            self._check_name(name, is_quiet)
         self._check_owners(names)
         self._check_leftovers()
         return self._found
@@ -112,15 +188,25 @@ class _Check:
 
     # One name.
 
-    def _check_name(self, name: str) -> None:
+    def _is_quiet(self, name: str) -> bool:
+        """Whether there is nothing to say of it but of its map; several are asked at a time."""
+        try:
+            facts = self._store.read_info(name)
+            return not intake.may_be_pending(facts) and not self._store.lock_is_asked_for(name)
+        except (BrokenError, NoSuchVolumeError):
+            return False
+
+    def _check_name(self, name: str, is_quiet: bool) -> None:
         try:
             check_name(name)
         except BadNameError as error:
             self._note(name, f"no volume can have this name: {error}")
             return
+        self._pending = False
         with contextlib.suppress(NoSuchVolumeError):
-            self._check_facts(name)
-            self._check_request(name)
+            if not is_quiet:
+                self._check_facts(name)
+                self._check_request(name)
             self._check_loss(name)
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(_ChangedError, NoSuchVolumeError):
@@ -131,20 +217,42 @@ class _Check:
     def _check_map(self, name: str) -> None:
         """Raises _ChangedError when the map changes before a fault is noted: then it is no fault yet."""
         try:
-            found = self._store.read_map(name)
+            head, found = self._store.scan_map(name, self._look)
         except BrokenError as error:
             self._confirm(name)
             self._note(name, str(error), repaired=self._repaired(name, self._restore_map))
             return
-        if not self._check_entries(name, found):
+        if found.is_odd:
+            self._note(name, "the map names layers that it does not list")
             return
-        for source, bits in self._faulty_layers(found).items():
+        for source, bits in found.faulty.items():
             self._check_layer(name, source, bits)
         # There is none before the first write.
-        if not found.read_only and found.epoch in self._epochs.get(found.owner, ()):
-            self._check_current(name, found)
-        if not self._pending:
-            self._check_contents(name, found)
+        if not head.read_only and head.epoch in self._epochs.get(head.owner, ()):
+            self._check_current(name, head)
+        if found.missing and not self._pending:
+            self._confirm(name)
+            self._note(name, f"{found.missing} content blocks are missing", blocks=found.holes)
+
+    def _look(self, scan: Scan) -> tuple[VolumeMap, _Found]:
+        """The head, and what is wrong with the body, which is looked at once for all clones."""
+        found = self._bodies.get(scan.body)
+        if found is None:
+            # What an import in progress names need not be there yet.
+            body = _Body(self._faulty, _none_of if self._pending else self._are_missing)
+            scan.read(body)
+            holes = _Holes(body.missing)
+            if any(body.missing) and not body.is_odd:
+                scan.read(holes)
+            found = _Found(body.faulty, body.is_odd, sum(body.missing), bits_of(holes.blocks, 1))
+            if not self._pending:
+                self._bodies[scan.body] = found
+        return scan.head, found
+
+    def _faulty(self, sources: tuple[Source, ...]) -> set[Source]:
+        new = [source for source in sources if source not in self._layers]
+        self._layers.update(zip(new, self._store.each(self._look_at_layer, new), strict=True))
+        return {source for source in sources if self._layers[source]}
 
     def _confirm(self, name: str) -> None:
         if self._store.map_version(name) != self._version:
@@ -166,19 +274,10 @@ class _Check:
             self._store.write_info(name, Info(created=0.0))
         return "origin, disk name and properties are lost"
 
-    def _check_entries(self, name: str, found: VolumeMap) -> bool:
-        """Whether all numbers in a map mean something; its checksum says only that it is as it was written."""
-        contents, sources = len(found.digests) // DIGEST, len(found.sources)
-        for start in range(0, len(found.entries), _PART):
-            numbers = set(found.entries[start : start + _PART])
-            if any(n ^ CONTENT >= contents if n & CONTENT else n > sources for n in numbers):
-                self._note(name, "the map names layers that it does not list")
-                return False
-        return True
-
     def _check_layer(self, name: str, source: Source, bits: int, *, current: bool = False) -> None:
         """A layer and the blocks that this map needs of it."""
-        error = self._fault_of(source)
+        self._faulty((source,))
+        error = self._layers[source]
         bad = self._unreadable(source, bits) if error else 0
         if not bad:
             return
@@ -212,24 +311,13 @@ class _Check:
             self._store.layer(self._store.read_heads(name).current, writable=True)
         return "made"
 
-    def _faulty_layers(self, found: VolumeMap) -> dict[Source, int]:
-        """The frozen layers with which something is wrong, and the blocks that name them, as a bitmap."""
-        faulty: dict[Source, int] = {}
-        if any(self._fault_of(source) for source in found.sources):
-            for source, bits in blocks_of_layers(found):
-                if self._fault_of(source):
-                    faulty[source] = faulty.get(source, 0) | bits
-        return faulty
-
-    def _fault_of(self, source: Source) -> BrokenError | None:
+    def _look_at_layer(self, source: Source) -> BrokenError | None:
         """What is wrong with a layer, whatever map names it."""
-        if source not in self._layers:
-            self._layers[source] = None
-            try:
-                deque(self._store.layer(source).blocks(), maxlen=0)
-            except BrokenError as error:
-                self._layers[source] = error
-        return self._layers[source]
+        try:
+            deque(self._store.layer(source).blocks(), maxlen=0)
+        except BrokenError as error:
+            return error
+        return None
 
     def _unreadable(self, source: Source, bits: int) -> int:
         """Those of the blocks of which nobody can tell what the layer has."""
@@ -257,23 +345,7 @@ class _Check:
         self._store.layer(source, writable=True).save_pages(bits)
         return "the bitmaps were made anew from the data; pages that were discarded there may show older data"
 
-    def _check_contents(self, name: str, found: VolumeMap) -> None:
-        table = hashlib.sha256(found.digests).digest()
-        if table in self._tables:
-            # Those of a clone.
-            return
-        missing = self._missing(found.digests)
-        if not any(missing):
-            self._tables.add(table)
-            return
-        bad = bytearray(found.blocks)
-        for position, number in enumerate(found.entries):
-            if number & CONTENT and missing[number ^ CONTENT]:
-                bad[position // DEPTH] = 1
-        self._confirm(name)
-        self._note(name, f"{sum(missing)} content blocks are missing", blocks=bits_of(bad, 1))
-
-    def _missing(self, digests: bytes) -> bytearray:
+    def _are_missing(self, digests: bytes) -> bytearray:
         """A byte for each of them."""
         missing = bytearray(digest not in self._contents for digest in digests_in(digests))
         suspects = list(indexes_of(bits_of(missing, 1)))

@@ -102,7 +102,7 @@ class _Collection:
             if self._versions.get(name, self) == version:
                 continue
             try:
-                self._marks.add(self._store.read_map(name))
+                self._store.scan_map(name, self._marks.add)
             except NoSuchVolumeError:
                 continue
             except BrokenError as error:

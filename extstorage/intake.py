@@ -116,9 +116,14 @@ def _locked(store: Store, pending: str, source: Source) -> Iterator[_Intake]:
 def is_pending(store: Store, name: str) -> bool:
     """Properties of images, which their clones have too, are in upper case: nobody's data is taken for an intake's."""
     try:
-        return _DONE in store.read_info(name).properties and not store.read_heads(name).read_only
+        return may_be_pending(store.read_info(name)) and not store.read_heads(name).read_only
     except (BrokenError, NoSuchVolumeError):
         return False
+
+
+def may_be_pending(facts: Info) -> bool:
+    """Whether they are those of a pending map, if a volume has them."""
+    return _DONE in facts.properties
 
 
 def _resumed(store: Store, pending: str, source: Source) -> _Intake:

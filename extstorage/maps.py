@@ -48,8 +48,9 @@ _SOURCE = struct.Struct("<16sQ")
 _MOST_SOURCES = 1 << 24
 _LAST_EPOCH = 1 << 63
 
-#: The bytes of a header.
+#: The bytes of a header, and of a source.
 HEADER = _HEADER.size
+SOURCE = _SOURCE.size
 
 #: Numbers that are looked at in one go, in which no other thread runs, such as those that answer a guest.
 _AT_ONCE = 1 << 16
@@ -249,7 +250,7 @@ def _header(m: VolumeMap, *counts_and_checksum: int) -> bytes:
     return header[:-4] + zlib.crc32(header).to_bytes(4, "little")
 
 
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """What the header says: a map without its tables, what they hold, and their checksum."""
 
     map: VolumeMap
@@ -262,20 +263,20 @@ class _Head(NamedTuple):
     @property
     def body(self) -> int:
         """The bytes of the body."""
-        return self.sources * _SOURCE.size + self.packed + self.digests * DIGEST
+        return self.sources * SOURCE + self.packed + self.digests * DIGEST
 
 
 def decode(data: bytes, path: str) -> VolumeMap:
     """Read a map. Raises BrokenError, with `path` in it, on anything that `encode` would not have written."""
-    head = _decode_head(data, path)
+    head = decode_head(data, path)
     body = _checked_body(head, data, path)
-    table = head.sources * _SOURCE.size
+    table = head.sources * SOURCE
     entries = array("I")
     entries.frombytes(_rows(_unpack(body[table : table + head.packed], head.entries * ROW, path)))
     if sys.byteorder == "big":
         entries.byteswap()
     digests = bytes(body[table + head.packed :])
-    return head.map._replace(sources=_sources(body, head.sources), entries=entries, digests=digests)
+    return head.map._replace(sources=decode_sources(body, head.sources), entries=entries, digests=digests)
 
 
 def copied(data: bytes, new: VolumeMap, path: str) -> bytes:
@@ -283,18 +284,18 @@ def copied(data: bytes, new: VolumeMap, path: str) -> bytes:
 
     Raises BrokenError if `data` is damaged.
     """
-    return new_header(data, new, path) + _checked_body(_decode_head(data, path), data, path)
+    return new_header(data, new, path) + _checked_body(decode_head(data, path), data, path)
 
 
 def new_header(header: bytes, new: VolumeMap, path: str) -> bytes:
     """The header for a map with the body that belongs to `header`, and the head of `new`."""
-    head = _decode_head(header, path)
+    head = decode_head(header, path)
     if head.entries > new.blocks:
         raise BrokenError(path=path, reason=f"it has {head.entries} blocks, more than a map of {new.size} bytes")
     return _header(new, *head[1:])
 
 
-def _checked_body(head: _Head, data: bytes, path: str) -> memoryview:
+def _checked_body(head: Head, data: bytes, path: str) -> memoryview:
     body = memoryview(data)[HEADER:]
     if len(body) != head.body:
         raise BrokenError(path=path, reason=f"the map has {len(body)} bytes of tables instead of {head.body}")
@@ -315,7 +316,8 @@ def _unpack(packed: memoryview, length: int, path: str) -> bytes:
     return data
 
 
-def _decode_head(data: bytes, path: str) -> _Head:
+def decode_head(data: bytes, path: str) -> Head:
+    """Raises BrokenError on what no map begins with."""
     if len(data) < HEADER:
         raise BrokenError(path=path, reason=f"the map has only {len(data)} bytes")
     magic, version, flags, size, owner, epoch, *counts, checksum = _HEADER.unpack_from(data)
@@ -325,7 +327,7 @@ def _decode_head(data: bytes, path: str) -> _Head:
         raise BrokenError(path=path, reason=f"its version {version} or flags {flags:#x} are unknown here")
     if zlib.crc32(data[: HEADER - 4] + bytes(4)) != checksum:
         raise BrokenError(path=path, reason="the checksum of the map's header is wrong")
-    head = _Head(VolumeMap(size, owner, epoch, bool(flags & READ_ONLY), (), array("I")), *counts)
+    head = Head(VolumeMap(size, owner, epoch, bool(flags & READ_ONLY), (), array("I")), *counts)
     too_much = epoch > _LAST_EPOCH or head.sources > _MOST_SOURCES or head.digests > head.entries
     if not 0 < size <= LARGEST or head.entries > blocks_of(size) or too_much:
         raise BrokenError(path=path, reason="the header of the map contradicts itself")
@@ -337,12 +339,12 @@ def decode_heads(read: Callable[[int], bytes], path: str) -> VolumeMap:
 
     The checksum of the layers that it lists is that of the whole body, which is not read.
     """
-    head = _decode_head(read(HEADER), path)
-    table = read(head.sources * _SOURCE.size) if head.sources else b""
-    if len(table) < head.sources * _SOURCE.size:
+    head = decode_head(read(HEADER), path)
+    table = read(head.sources * SOURCE) if head.sources else b""
+    if len(table) < head.sources * SOURCE:
         raise BrokenError(path=path, reason="the map ends in its list of layers")
-    return head.map._replace(sources=_sources(memoryview(table), head.sources))
+    return head.map._replace(sources=decode_sources(memoryview(table), head.sources))
 
 
-def _sources(body: memoryview, count: int) -> tuple[Source, ...]:
-    return tuple(Source(*_SOURCE.unpack_from(body, position * _SOURCE.size)) for position in range(count))
+def decode_sources(body: memoryview, count: int) -> tuple[Source, ...]:
+    return tuple(Source(*_SOURCE.unpack_from(body, position * SOURCE)) for position in range(count))

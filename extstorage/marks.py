@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """What the maps of a store name: layers, blocks of frozen layers, contents. Pure, and in bounded memory.
 
-Ten thousand clones of one image name the same blocks; so equal tables are looked at once, and no loop runs over
-entries: a column of a map becomes, by bytes.translate() and int(), a bitmap for each layer, and bitmaps are united.
-Large ones are kept packed, and when all together are too large, further layers are kept whole this time.
+Ten thousand clones of one image have the same body; so each body is looked at once, and no loop runs over entries: a
+column of a map becomes, by bytes.translate() and int(), a bitmap for each layer, and bitmaps are united. Large ones are
+kept packed, and when all together are too large, further layers are kept whole this time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 import struct
 import sys
@@ -18,15 +17,13 @@ from collections.abc import Iterator
 from itertools import chain
 
 from extstorage.bitmaps import bits_of
-from extstorage.maps import DEPTH, DIGEST, Source, VolumeMap
+from extstorage.maps import DIGEST, Source
+from extstorage.scans import Scan
 
 _ENTRY = 4
 _BITS = 28
 _CHUNK = DIGEST << 16
 _MOST_RECENT = 1 << 18
-
-#: Blocks of a map that are looked at together: more need more memory, fewer more time.
-_PART = 1 << 20
 
 #: Bits that are worth packing.
 _LONG = 1 << 15
@@ -44,21 +41,27 @@ class Marks:
         self._whole: set[Source] = set()
         self._size = 0
         self._contents = _Contents()
-        self._seen: set[bytes] = set()
+        #: The bodies, and how many layers of blocks each names.
+        self._seen: dict[object, int] = {}
 
-    def add(self, volume_map: VolumeMap) -> None:
-        if not volume_map.read_only:
-            self._current.add(volume_map.current)
-        digest = _digest(volume_map)
-        if digest not in self._seen:
-            self._seen.add(digest)
-            for source in volume_map.sources:
-                self._frozen.setdefault(source, 0)
-            self._contents.add(volume_map.digests)
-            for source, bits in blocks_of_layers(volume_map):
-                self._unite(source, bits)
+    def add(self, scan: Scan) -> int:
+        """Answers with how many layers of blocks the map names. Raises BrokenError: then some is marked already."""
+        if not scan.head.read_only:
+            self._current.add(scan.head.current)
+        if scan.body not in self._seen:
+            body = _Body(self)
+            scan.read(body)
+            self._seen[scan.body] = body.named
+        return self._seen[scan.body]
 
-    def _unite(self, source: Source, bits: int) -> None:
+    def add_sources(self, sources: tuple[Source, ...]) -> None:
+        for source in sources:
+            self._frozen.setdefault(source, 0)
+
+    def add_digests(self, digests: bytes) -> None:
+        self._contents.add(digests)
+
+    def unite(self, source: Source, bits: int) -> None:
         if source in self._whole:
             return
         old = self._frozen[source]
@@ -91,6 +94,27 @@ class Marks:
         return self._contents.may_have(digest)
 
 
+class _Body:
+    """Marks what a body names."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks = marks
+        self._sources: tuple[Source, ...] = ()
+        self.named = 0
+
+    def sources(self, sources: tuple[Source, ...]) -> None:
+        self._sources = sources
+        self._marks.add_sources(sources)
+
+    def numbers(self, first: int, numbers: array[int]) -> None:
+        self.named += len(numbers) - numbers.count(0)
+        for source, bits in blocks_of_layers(self._sources, first, numbers):
+            self._marks.unite(source, bits)
+
+    def digests(self, digests: bytes) -> None:
+        self._marks.add_digests(digests)
+
+
 class _Contents:
     """Digests, by 28 bits of each: 32 MiB for four millions of them, which as Python objects would be 400.
 
@@ -120,13 +144,6 @@ class _Contents:
         return bool(self._bits) and bool(self._bits[number >> 32 - _BITS + 3] >> (number >> 32 - _BITS & 7) & 1)
 
 
-def _digest(volume_map: VolumeMap) -> bytes:
-    digest = hashlib.blake2b(volume_map.entries, digest_size=16)
-    digest.update(repr(volume_map.sources).encode())
-    digest.update(volume_map.digests)
-    return digest.digest()
-
-
 def _packed(bits: int) -> int | bytes:
     if bits.bit_length() <= _LONG:
         return bits
@@ -141,22 +158,16 @@ def _size(packed: int | bytes) -> int:
     return sys.getsizeof(packed) if packed else 0
 
 
-def blocks_of_layers(volume_map: VolumeMap) -> Iterator[tuple[Source, int]]:
-    """Layers and blocks that name them, as bitmaps; a layer may come several times."""
-    if not volume_map.sources:
-        return
-    for start in range(0, len(volume_map.entries) // DEPTH, _PART):
-        part = volume_map.entries[start * DEPTH : (start + _PART) * DEPTH]
-        for depth in range(DEPTH):
-            column = part[depth::DEPTH]
-            if column.count(0) == len(column):
-                break
-            for number, bits in _numbers(column, len(volume_map.sources)):
-                yield volume_map.sources[number - 1], bits << start
+def blocks_of_layers(sources: tuple[Source, ...], first: int, numbers: array[int]) -> Iterator[tuple[Source, int]]:
+    """Layers and the blocks that name them, as bitmaps, by what a `scans.Reader` is told."""
+    for number, bits in _numbers(numbers, len(sources)):
+        yield sources[number - 1], bits << first
 
 
 def _numbers(column: array[int], most: int) -> Iterator[tuple[int, int]]:
     """For each number up to `most`, where it is in the column."""
+    if not most:
+        return
     if sys.byteorder == "big":
         column.byteswap()
     data = column.tobytes()

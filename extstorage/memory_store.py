@@ -19,7 +19,8 @@ from extstorage.errors import AlreadyThereError, BrokenError, BusyError, HeldErr
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
 from extstorage.pages import FULL
-from extstorage.store import Holder, Info, Layer, R, Space, T
+from extstorage.scans import Scan, scan_of
+from extstorage.store import Holder, Info, Layer, R, Space, Stored, T
 
 _NOTHING = bytes(PAGE)
 
@@ -214,6 +215,9 @@ class MemoryStore:
         except KeyError:
             raise NoSuchVolumeError(what="volume or snapshot", name=name, store=self.title) from None
 
+    def scan_map(self, name: str, look: Callable[[Scan], R]) -> R:
+        return look(scan_of(self._bytes(name), name))
+
     def read_heads(self, name: str) -> VolumeMap:
         return self.read_map(name)
 
@@ -331,6 +335,10 @@ class MemoryStore:
 
     def used(self, source: Source) -> int:
         return self._layers[source].used() if source in self._layers else 0
+
+    def stored(self) -> Stored:
+        contents = [content.used() for content, _ in self._contents.values()]
+        return Stored(sum(layer.used() for layer in self._layers.values()) + sum(contents), len(contents))
 
     def put_content(self, digest: bytes, data: memoryview) -> bool:
         with self._mutex:

@@ -27,3 +27,7 @@ class RadosError(StateError):
 
 class LostLockError(FencedClientError):
     template = "the lock {key} was taken over by somebody else"
+
+
+class ReplacedMapError(StateError):
+    template = "the body of the map of {name!r} in {store} is missing: the map was replaced meanwhile, or is damaged"

@@ -35,7 +35,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from extstorage import maps
-from extstorage.bitmaps import indexes_of, runs_of
+from extstorage.bitmaps import Sample, indexes_of, runs_of
 from extstorage.errors import (
     AlreadyThereError,
     BadStoreError,
@@ -47,7 +47,7 @@ from extstorage.errors import (
 )
 from extstorage.maps import HEADER, MAGIC, Source, VolumeMap
 from extstorage.names import BLOCK, PAGE, token
-from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError
+from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError, ReplacedMapError
 from extstorage.rados_layers import (
     LAYERS,
     ContentBlock,
@@ -62,7 +62,8 @@ from extstorage.rados_layers import (
 )
 from extstorage.rados_locks import HeldLock, Identity, Locks
 from extstorage.rados_pool import Change, Client, Objects
-from extstorage.store import Info, Layer, R, Space, T, decode_info, encode_info
+from extstorage.scans import Scan, scan_of
+from extstorage.store import Info, Layer, R, Space, Stored, T, decode_info, encode_info
 from extstorage.stores import RadosSpec
 
 KIND = "snf-archipelago"
@@ -95,8 +96,9 @@ _PORTION = 10_000
 #: Changes of an index at a time.
 _MOST_RUNS = 1000
 
-#: Blocks of a layer that are asked for what they occupy.
+#: Blocks that are asked for what they occupy: of a layer, or of a table of content blocks; of all layers.
 _SAMPLE = 256
+_LARGE_SAMPLE = 8192
 
 #: Tables of content blocks: with 16 TiB of content, 65000 entries in each.
 _SHARDS = 64
@@ -197,6 +199,27 @@ class RadosStore:
                 return maps.decode(b"".join((data, *parts)), self._path(name))
             # It was replaced meanwhile; the head tells by what.
         raise BrokenError(path=self._path(name), reason="a part of the map is missing")
+
+    def scan_map(self, name: str, look: Callable[[Scan], R]) -> R:
+        for _ in range(_TRIES):
+            data, body = self._split(name, self._read_head(name))
+            with contextlib.suppress(ReplacedMapError):
+                return look(self._scan(name, data, body))
+        raise BrokenError(path=self._path(name), reason="a part of the map is missing")
+
+    def _scan(self, name: str, data: bytes, body: Body | None) -> Scan:
+        """A generation has one body only."""
+        if body is None:
+            return scan_of(data, self._path(name))
+
+        def pieces() -> Iterator[bytes]:
+            for key in body.keys:
+                try:
+                    yield self._read_part(key)
+                except NoObjectError:
+                    raise ReplacedMapError(store=self.title, name=name) from None
+
+        return Scan(data, self._path(name), pieces, body)
 
     def _read_part(self, key: str) -> bytes:
         return self._objects.read(key, PART)
@@ -543,11 +566,28 @@ class RadosStore:
         def used(index: int) -> int:
             return self._block_used(source, index)
 
-        blocks = indexed(self._objects, source)
-        count = blocks.bit_count()
-        asked = islice(indexes_of(blocks), None, None, max(1, count // _SAMPLE))
-        found = list(self._objects.parallel(used, asked))
-        return sum(found) * count // max(1, len(found))
+        sample: Sample[None] = Sample(_SAMPLE)
+        sample.add(None, indexed(self._objects, source))
+        return sample.sum_of(self._objects.parallel(used, (index for _, index in sample.chosen)))
+
+    def stored(self) -> Stored:
+        """An index is read for each layer; asking each of its blocks would take as long as a collection of them all."""
+        sources = list(self.layers())
+        blocks: Sample[Source] = Sample(_LARGE_SAMPLE)
+        for source, bits in zip(sources, self._objects.parallel(self._indexed, sources), strict=True):
+            blocks.add(source, bits)
+        occupied = blocks.sum_of(self._objects.parallel(lambda one: self._block_used(*one), blocks.chosen))
+        contents = 0
+        for shard in range(_SHARDS):
+            digests = [bytes.fromhex(entry) for entry in self._objects.entries(_shard(bytes([shard])))]
+            asked = digests[:: max(1, len(digests) // _SAMPLE)]
+            sizes = sum(self._objects.parallel(self.content_used, asked))
+            occupied += sizes * len(digests) // max(1, len(asked))
+            contents += len(digests)
+        return Stored(occupied, contents)
+
+    def _indexed(self, source: Source) -> int:
+        return indexed(self._objects, source)
 
     def _block_used(self, source: Source, index: int) -> int:
         try:

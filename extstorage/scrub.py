@@ -10,20 +10,22 @@ and is whole again as soon as somebody imports or hashes anything that has the s
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from extstorage import intake
 from extstorage.content import Pipeline, digest_of
 from extstorage.digests import Digests, digests_in
 from extstorage.errors import BrokenError, NoSuchVolumeError
-from extstorage.maps import Source, VolumeMap
+from extstorage.maps import Source
 from extstorage.names import BLOCK
-from extstorage.store import Store
+from extstorage.scans import Scan
+from extstorage.store import R, Store
 from ganeti_plugin.log import warning
 
 _AHEAD = 8
@@ -74,6 +76,24 @@ def scrub(store: Store, progress: Progress, *, repair: bool = False) -> Report:
     )
 
 
+class _Each:
+    """Tells of each layer and of the content blocks that a map names."""
+
+    def __init__(self, layer: Callable[[Source], None], contents: Callable[[Iterable[bytes]], None]) -> None:
+        self._layer = layer
+        self._contents = contents
+
+    def sources(self, sources: tuple[Source, ...]) -> None:
+        for source in sources:
+            self._layer(source)
+
+    def numbers(self, first: int, numbers: array[int]) -> None:
+        """Which blocks they are is not asked."""
+
+    def digests(self, digests: bytes) -> None:
+        self._contents(digests_in(digests))
+
+
 class _Scrub:
     def __init__(self, store: Store, expected: int, progress: Progress) -> None:
         self._store = store
@@ -83,7 +103,8 @@ class _Scrub:
         self._faults: dict[Source, str] = {}
         self._broken_maps: dict[str, str] = {}
         self._checked: set[Source] = set()
-        self._tables: set[bytes] = set()
+        self._bodies: set[object] = set()
+        self._faulty_bodies: dict[object, set[Source]] = {}
         self._verified = Digests()
         self.blocks = 0
         self.bytes = 0
@@ -120,55 +141,66 @@ class _Scrub:
 
     def readable_maps(self) -> Iterator[str]:
         for name in self._store.names():
-            found = self._map(name)
-            # What an import in progress names need not be there yet.
-            if found is not None and not intake.is_pending(self._store, name):
-                self._check_contents(found.digests)
-                self._check_layers(found)
+            if self._scan(name, partial(self._check, name)):
                 yield name
 
-    def _map(self, name: str) -> VolumeMap | None:
+    def _scan(self, name: str, look: Callable[[Scan], R]) -> R | None:
+        """None of a map that is gone, or can't be read."""
         try:
-            return self._store.read_map(name)
+            return self._store.scan_map(name, look)
         except NoSuchVolumeError:
             return None
         except BrokenError as error:
             self._broken_maps[name] = str(error)
             return None
 
-    def _check_contents(self, digests: bytes) -> None:
-        """What a map names and was not there before: new, in a store of Pithos, or missing. Clones name the same."""
-        table = hashlib.sha256(digests).digest()
-        if table not in self._tables:
-            self._tables.add(table)
-            self.verify(digests_in(digests))
+    def _check(self, name: str, scan: Scan) -> bool:
+        # What an import in progress names need not be there yet.
+        if intake.is_pending(self._store, name):
+            return False
+        if scan.body not in self._bodies:
+            scan.read(_Each(self._check_layer, self.verify))
+            self._bodies.add(scan.body)
+        return True
 
-    def _check_layers(self, found: VolumeMap) -> None:
-        for source in found.sources:
-            if source not in self._checked:
-                self._checked.add(source)
-                try:
-                    deque(self._store.layer(source).blocks(), maxlen=0)
-                except BrokenError as error:
-                    self._faults[source] = str(error)
+    def _check_layer(self, source: Source) -> None:
+        if source not in self._checked:
+            self._checked.add(source)
+            try:
+                deque(self._store.layer(source).blocks(), maxlen=0)
+            except BrokenError as error:
+                self._faults[source] = str(error)
 
     def damage(self, names: Iterable[str]) -> Iterator[Damage]:
         for name, reason in self._broken_maps.items():
             yield Damage(f"the map of {name}", reason, (name,))
         hits: dict[Source, list[str]] = {source: [] for source in self._faults}
-        spoilt = {source.owner for source in self._faults if source.is_content}
         for name in names if hits else ():
-            found = self._map(name)
-            if found is not None:
-                contents = {Source(digest, 0) for digest in digests_in(found.digests) if digest in spoilt}
-                for source in {*found.sources, *contents} & set(hits):
-                    hits[source].append(name)
+            for source in self._scan(name, self._faults_in) or ():
+                hits[source].append(name)
         for source, reason in self._faults.items():
             if hits[source] or self._is_there(source):
                 what = f"block {source.owner.hex()}"
                 if not source.is_content:
                     what = f"layer {source.owner.hex()}/{source.epoch}"
                 yield Damage(what, reason, tuple(sorted(hits[source])))
+
+    def _faults_in(self, scan: Scan) -> set[Source]:
+        """Looked for once in a body that clones have in common."""
+        if scan.body not in self._faulty_bodies:
+            found: set[Source] = set()
+
+            def look(source: Source) -> None:
+                if source in self._faults:
+                    found.add(source)
+
+            def look_at(digests: Iterable[bytes]) -> None:
+                for digest in digests:
+                    look(Source(digest, 0))
+
+            scan.read(_Each(look, look_at))
+            self._faulty_bodies[scan.body] = found
+        return self._faulty_bodies[scan.body]
 
     def without_spoilt(self, damage: Iterable[Damage]) -> Iterator[Damage]:
         """Remove the blocks among the damage."""

@@ -39,36 +39,24 @@ def of_store(store: Store, progress: Progress = lambda _percent: None) -> Stats:
     marks = Marks()
     names = store.names()
     for position, name in enumerate(names):
-        progress(50 * position // len(names))
+        progress(100 * position // len(names))
         try:
-            found = store.read_map(name)
-            kinds[catalog.kind_of(found, store.read_info(name))] += 1
+            head, count = store.scan_map(name, lambda scan: (scan.head, marks.add(scan)))
+            kinds[catalog.kind_of(head, store.read_info(name))] += 1
         except NoSuchVolumeError:
             continue
         except BrokenError:
             broken += 1
             continue
-        marks.add(found)
-        logical += 0 if found.read_only else found.size
-        named += len(found.entries) - found.entries.count(0)
-    stored, contents = _stored(store, progress)
+        logical += 0 if head.read_only else head.size
+        named += count
+    stored, contents = store.stored()
     distinct = marks.frozen_blocks() + contents
     shared = round(named / distinct, 2) if distinct else 1.0
     space = store.space()
     total, free = (space.total, space.free) if space.is_known else (None, None)
     counts = kinds["volume"], kinds["snapshot"], kinds["image"]
     return Stats(total, free, *counts, broken, logical, stored, max(1.0, shared))
-
-
-def _stored(store: Store, progress: Progress) -> tuple[int, int]:
-    """Bytes, and how many content blocks there are."""
-    stored = sum(store.used(source) for source in store.layers())
-    progress(75)
-    contents = 0
-    for digest, _ in store.contents():
-        contents += 1
-        stored += store.content_used(digest)
-    return stored, contents
 
 
 _HELP: Mapping[str, str] = {

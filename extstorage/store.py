@@ -24,6 +24,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from extstorage.errors import BrokenError
 from extstorage.maps import Source, VolumeMap
+from extstorage.scans import Scan
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -106,6 +107,13 @@ class Space(NamedTuple):
     @property
     def is_known(self) -> bool:
         return self.total > 0
+
+
+class Stored(NamedTuple):
+    """What all layers and content blocks occupy, and how many content blocks there are."""
+
+    bytes: int
+    contents: int
 
 
 class Layer(Protocol):
@@ -192,6 +200,9 @@ class Store(Protocol):
 
     def read_map(self, name: str) -> VolumeMap: ...
 
+    def scan_map(self, name: str, look: Callable[[Scan], R]) -> R:
+        """What `look` says of the map, which it reads piece by piece. It may be called again: a map may be replaced."""
+
     def read_heads(self, name: str) -> VolumeMap:
         """The map without its entries: cheap."""
 
@@ -264,6 +275,9 @@ class Store(Protocol):
 
     def used(self, source: Source) -> int:
         """The bytes that a layer occupies."""
+
+    def stored(self) -> Stored:
+        """Of very many blocks, some may be asked for, and the others taken to be alike."""
 
     def put_content(self, digest: bytes, data: memoryview) -> bool:
         """Have a content block; answers whether it is new. It is durable after `sync_contents`.

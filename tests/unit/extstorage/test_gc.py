@@ -18,6 +18,7 @@ from extstorage.maps import CONTENT, DEPTH, Source
 from extstorage.marks import Marks
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE
+from extstorage.scans import scan_of
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.history import BLOCKS, History, named, read, snapshot, stress, write
@@ -49,8 +50,8 @@ def test_marks_are_what_maps_name(seed: int, most: int) -> None:
     added = [any_map(chance, chance.randint(1, 40), most) for _ in range(8)]
     marks = Marks()
     for volume_map in added:
-        marks.add(volume_map)
-        marks.add(volume_map)
+        marks.add(scan_of(maps.encode(volume_map), "x"))
+        marks.add(scan_of(maps.encode(volume_map), "x"))
     expected: dict[Source, set[int]] = {}
     for volume_map in added:
         for source, index in named(volume_map):
@@ -71,7 +72,7 @@ def test_marks_are_what_maps_name(seed: int, most: int) -> None:
 
 
 def test_maps_of_many_blocks_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("extstorage.marks._PART", 3)
+    monkeypatch.setattr("extstorage.scans._PART", 3)
     monkeypatch.setattr("extstorage.marks._LONG", 8)
     test_marks_are_what_maps_name(5, 300)
 
@@ -81,7 +82,8 @@ def test_layers_for_whose_blocks_there_is_no_room_are_kept_whole(monkeypatch: py
     marks = Marks()
     sources = tuple(Source(bytes([number]) * 16, 1) for number in range(20))
     entries = array("I", [number for index in range(20) for number in (index + 1, 0, 0, 0)])
-    marks.add(maps.VolumeMap(20 * BLOCK, bytes(16), 2, True, sources, entries))
+    volume_map = maps.VolumeMap(20 * BLOCK, bytes(16), 2, True, sources, entries)
+    marks.add(scan_of(maps.encode(volume_map), "x"))
     found = [marks.blocks(source) for source in sources]
     assert all(marks.names(source) for source in sources)
     assert all(kept in (None, 1 << index) for index, kept in enumerate(found))

@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from extstorage import catalog, gallery, gc
+from extstorage import catalog, fsck, gallery, gc, maps, scrub, stats
 from extstorage.errors import HeldError
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK
+from extstorage.scans import Reader, Scan
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.history import snapshot, write
 
 FEW, MANY = 10, 1000
 
-_MAPS = ("read_map", "read_heads", "read_info", "map_version", "exists", "used")
+_MAPS = ("read_map", "scan_map", "read_heads", "read_info", "map_version", "exists", "used", "layer")
 _ASKING = (*_MAPS, "names", "possible_names", "versions")
 
 
@@ -100,9 +101,62 @@ def test_an_action_on_one_volume_costs_the_same_whatever_else_there_is(action: C
 def test_a_collection_reads_each_map_once_and_none_under_the_lock() -> None:
     store = filled(FEW)
     gc.collect(store)
-    assert store.asked["read_map"] == FEW + 2
-    assert store.asked_locked["read_map"] == 0
+    assert store.asked["scan_map"] == FEW + 2
+    assert store.asked_locked["scan_map"] == 0
     assert store.asked_locked["versions"] == 1
+
+
+@pytest.mark.parametrize("work", [gc.collect, stats.of_store, fsck.check, lambda store: scrub.scrub(store, _ignore)])
+def test_what_clones_have_in_common_is_read_once(
+    work: Callable[[Store], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[object] = []
+    real = Scan.read
+
+    def counted(scan: Scan, reader: Reader) -> None:
+        read.append(scan.body)
+        real(scan, reader)
+
+    monkeypatch.setattr(Scan, "read", counted)
+    store = filled(FEW)
+    work(store)
+    assert len(read) == len(set(read)) == 1
+
+
+def _ignore(_done: int, _all: int) -> None:
+    """Progress."""
+
+
+def test_a_content_that_many_clones_miss_is_asked_for_once() -> None:
+    store = Counting()
+    store.create("image", maps.from_digests(BLOCK, bytes(16), [bytes(32)]), Info(created=1.0, image=True))
+    for number in range(FEW):
+        catalog.create_volume(store, f"clone{number}", BLOCK, origin="image")
+    store.asked.clear()
+    assert len(fsck.check(store)) == FEW + 1
+    assert store.asked["layer"] == 1
+
+
+def test_a_check_asks_a_few_things_of_each_name() -> None:
+    asked = []
+    for count in (FEW, MANY):
+        store = filled(count)
+        fsck.check(store)
+        asked.append(store.asked)
+    assert asked[1]["layer"] == asked[0]["layer"]
+    per_name = {name: (asked[1][name] - asked[0][name]) / (MANY - FEW) for name in _ASKING}
+    # This store reads the whole map for the head.
+    assert {name for name, count in per_name.items() if count} == {
+        *("scan_map", "read_heads", "read_map", "read_info", "map_version")
+    }
+    assert set(per_name.values()) == {0, 1}
+
+
+def test_the_volumes_of_a_disk_are_found_by_one_question_to_each() -> None:
+    """No table of them, which could tell something else than the volumes do."""
+    store = filled(FEW)
+    assert catalog.of_disk_name(store, "disk3") == ["clone3"]
+    assert (store.asked["read_info"], store.asked["read_heads"]) == (FEW + 2, 1)
 
 
 def test_completion_looks_at_what_begins_alike(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from extstorage import catalog, maps
 from extstorage.files_store import FilesStore, create_store
 from extstorage.names import BLOCK, PAGE
+from extstorage.scans import Scan
 from extstorage.scrub import Report, scrub
 from extstorage.session import Session
-from extstorage.store import Info, Store
+from extstorage.store import Info, R, Store
 
 
 @pytest.fixture
@@ -109,14 +111,14 @@ def test_broken_maps_and_layers(store: FilesStore) -> None:
 
 
 def test_what_comes_and_goes_meanwhile_is_no_damage(store: FilesStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    read_map = FilesStore.read_map
+    scan_map = FilesStore.scan_map
 
-    def late(self: FilesStore, name: str) -> maps.VolumeMap:
+    def late(self: FilesStore, name: str, look: Callable[[Scan], R]) -> R:
         if store.exists("two"):
             new = put(store, b"new")
             store.create("three", maps.from_digests(BLOCK, bytes(16), [new]), Info(created=0.0))
             store.remove("two")
-        return read_map(self, name)
+        return scan_map(self, name, look)
 
     contents = FilesStore.contents
     listings: list[int] = []
@@ -128,7 +130,7 @@ def test_what_comes_and_goes_meanwhile_is_no_damage(store: FilesStore, monkeypat
             content_files(store)[4].unlink()
         return found
 
-    monkeypatch.setattr(FilesStore, "read_map", late)
+    monkeypatch.setattr(FilesStore, "scan_map", late)
     monkeypatch.setattr(FilesStore, "contents", gone)
     assert done(store).damage == ()
 

@@ -96,6 +96,11 @@ class BadStoreError(StateError):
     template = "{path} is not a store of this version: {reason}"
 
 
+class CantMakeStoreError(BadStoreError):
+    template = "no store can be made in {path}: {reason}"
+    hint = "the directory must belong to the user that the setting archipelago.user names"
+
+
 class NoStoreError(BadStoreError):
     template = "there is no store in {path}: {reason}"
     hint = "mount what belongs there, or make the store, once for all nodes: archipelago store create NAME"

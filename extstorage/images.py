@@ -79,6 +79,11 @@ def import_from(store: Store, name: str, source: Source, properties: Mapping[str
     progress(100)
 
 
+def is_interrupted(store: Store, name: str) -> bool:
+    """Whether an import to this name left something with which the next one of the same source goes on."""
+    return intake.is_pending(store, f"{PREFIX}{name}")
+
+
 def _already_there(store: Store, name: str) -> AlreadyThereError:
     kind = catalog.kind_of(store.read_heads(name), store.read_info(name))
     return AlreadyThereError(name=name, store=store.title, what=kind)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from extstorage.errors import BadStoreError, BadStoreSpecError, NoSuchStoreError
+from extstorage.errors import BadStoreSpecError, CantMakeStoreError, NoSuchStoreError
 from extstorage.identity import ids_of
 from extstorage.names import is_store_name
 from extstorage.store import Store
@@ -160,5 +160,5 @@ def _opened(spec: Spec, make: bool, deadline: float) -> Store:
         try:
             return files_store.create_store(spec.directory)
         except OSError as error:
-            raise BadStoreError(path=spec.directory, reason=f"none can be made ({error.strerror})") from None
+            raise CantMakeStoreError(path=spec.directory, reason=error.strerror) from None
     return files_store.open_store(spec.directory)

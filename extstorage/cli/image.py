@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import time
@@ -14,11 +15,13 @@ from extstorage.cli.output import Meter, print_json
 from extstorage.cli.place import here, only_there, store_of
 from extstorage.names import check_new_name
 from ganeti_plugin.containers import Format
+from ganeti_plugin.errors import Error, StateError
 
 if TYPE_CHECKING:
     import argparse
 
     from extstorage.cli.group import Commands
+    from extstorage.servers import Site
 
 
 def add(commands: Commands) -> None:
@@ -126,6 +129,16 @@ def _share(shared: bool, options: Options) -> None:
     print(f"{options.name}: {'shared' if shared else 'withdrawn'}")
 
 
+def _tell_what_is_left(site: Site, name: str) -> None:
+    from extstorage import apply
+    from extstorage.images import PREFIX, is_interrupted
+
+    with contextlib.suppress(Error, OSError), apply.using_store(site) as store:
+        if is_interrupted(store, name):
+            kept = f"{name}: what was read so far is kept for the next import of the same unchanged source to that name"
+            print(f"{kept}; 'archipelago volume remove {PREFIX}{name}' gives it up", file=sys.stderr)
+
+
 def _import(options: Options) -> None:
     from extstorage.images import import_image, parse_properties
     from extstorage.streams import Given, Terms
@@ -136,7 +149,12 @@ def _import(options: Options) -> None:
     settings = config.load().archipelago
     given = Given(options.source, options.format, options.compression, options.sha256)
     terms = Terms(settings.image_limit << 30, settings.url_hosts, settings.url_networks)
+    site = here(options)
     began = time.monotonic()
-    with Meter(options.name, "copied") as meter:
-        import_image(here(options), options.name, given, terms, properties, meter)
+    try:
+        with Meter(options.name, "copied") as meter:
+            import_image(site, options.name, given, terms, properties, meter)
+    except (StateError, KeyboardInterrupt):
+        _tell_what_is_left(site, options.name)
+        raise
     print(f"{options.name}: imported in {time.monotonic() - began:.1f} s")

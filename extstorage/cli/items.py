@@ -153,8 +153,18 @@ def _remove(kind: str, options: Options) -> None:
     store_name = store_of(site, options, options.name, kind)
     if not options.detach and options.name in attached.names(site):
         raise AttachedError(kind=kind, name=options.name)
+    with apply.using_store(site, store_name) as store:
+        _give_up_intake(store, options.name)
     apply.remove(site, options.name, store_name)
     print(f"{options.name}: {kind} removed")
+
+
+def _give_up_intake(store: Store, name: str) -> None:
+    """What an interrupted import or hashing left is two maps, and a person has heard of one."""
+    from extstorage import hashing, images, intake
+
+    if name.startswith((images.PREFIX, hashing.PREFIX)):
+        intake.clear(store, name)
 
 
 def _used(store: Store, item: Item) -> Mapping[str, object]:

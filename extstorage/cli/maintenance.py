@@ -194,6 +194,7 @@ def _print_stats(stores: list[dict[str, object]], volumes: list[dict[str, object
     if as_json:
         print_json({"stores": stores, "volumes": volumes})
         return
-    for rows in (stores, volumes):
-        if rows:
-            print_rows(list(rows[0]), rows)
+    for rows in filter(None, (stores, volumes)):
+        if rows is volumes:
+            print()
+        print_rows(list(rows[0]), rows)

@@ -87,7 +87,7 @@ def test_a_place_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
         stores.open_store(FilesSpec(tmp_path))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    for place, complaint in ((tmp_path, "holds other files"), (tmp_path / "file", "none can be made")):
+    for place, complaint in ((tmp_path, "holds other files"), (tmp_path / "file", "no store can be made")):
         with pytest.raises(BadStoreError, match=complaint):
             stores.open_store(FilesSpec(place), make=True)
     (tmp_path / "file").unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from extstorage.errors import (
     UnreachableStoreError,
 )
 from extstorage.files_store import FilesStore
+from extstorage.fsck import Finding
 from extstorage.names import MEBIBYTE, PAGE
 from extstorage.pithos_export import ExportError
 from extstorage.plan import CreatePlan
@@ -146,6 +148,42 @@ def test_what_is_not_there_is_said_of_all_stores_and_of_its_kind(node: Node) -> 
     with pytest.raises(UnknownOriginError, match="of the store main or other"):
         apply.create(node.site, plan)
     assert names(node.json("snapshot list")) == ["golden"]
+
+
+def test_what_an_interrupted_import_keeps_is_told_and_given_up_at_once(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "disk").write_bytes(bytes(MEBIBYTE))
+    monkeypatch.setattr("extstorage.intake._Intake.run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        node.run(f"image import a {tmp_path}/disk")
+    told = "kept for the next import of the same unchanged source to that name; 'archipelago volume remove import-a'"
+    assert told in capsys.readouterr().err
+    assert names(node.json("volume list")) == ["import-a", "import.a"]
+    node.run("volume remove import-a")
+    assert node.json("volume list") == []
+
+
+def test_the_keys_of_json_are_those_of_the_manual(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MEBIBYTE))
+    node.run(f"image import a {tmp_path}/disk")
+    node.run("volume clone a web")
+    (node.site.run / "web").mkdir(parents=True)
+    page = (Path(__file__).parents[4] / "docs/man/archipelago.8").read_text().replace("\\-", "-")
+    found = re.findall(r"^\.B (.+)\n\.I (.+)$", page.partition("\n.SH JSON\n")[2].partition("\n.SH ")[0], re.MULTILINE)
+    assert len(found) > 10
+    subjects = {"volume info": "web", "volume holder": "web", "snapshot hash": "a"}
+    subjects["snapshot export-pithos"] = f"a {tmp_path}/pithos"
+    for command, keys in found:
+        line = "image show a" if command == "snapshot show" else f"{command} {subjects.get(command, '')}"
+        if command == "fsck":
+            assert keys.split(", ") == ["store", *Finding._fields]
+        elif command != "image publish":  # which needs a volume's server
+            answer = node.json(line)
+            assert ", ".join((answer[0] if isinstance(answer, list) else answer).keys()) == keys, command
 
 
 def test_a_withdrawn_image_is_seen_in_the_list(node: Node, tmp_path: Path) -> None:

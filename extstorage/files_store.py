@@ -424,6 +424,9 @@ class FilesStore:
             os.link(path, path.with_name(_PREVIOUS))
         write_atomically(path, maps.encode(volume_map, packed), mode=FILE_MODE)
 
+    def settle_map(self, name: str) -> None:
+        fsync_directory(self._folder(name))
+
     def previous_map(self, name: str) -> VolumeMap | None:
         path = self._folder(name) / _PREVIOUS
         return maps.decode(path.read_bytes(), str(path)) if path.exists() else None

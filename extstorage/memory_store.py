@@ -224,6 +224,9 @@ class MemoryStore:
     def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
         self._maps[name] = maps.encode(volume_map, packed)
 
+    def settle_map(self, name: str) -> None:
+        """Nothing here survives, or everything."""
+
     def previous_map(self, name: str) -> VolumeMap | None:
         return None
 

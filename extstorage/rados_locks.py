@@ -296,7 +296,7 @@ class Locks:
         except LostLockError as error:
             if self._forget(lock):
                 warning("%s", error)
-        except Error as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on, for all the other locks
             warning("%s is not renewed: %s", lock.key, error)
 
     def _forget(self, lock: HeldLock) -> bool:

@@ -179,6 +179,9 @@ class RadosStore:
     def exists(self, name: str) -> bool:
         return self.map_version(name) is not None
 
+    def settle_map(self, name: str) -> None:
+        """What can be read is durable."""
+
     def previous_map(self, name: str) -> VolumeMap | None:  # noqa: ARG002 - `store.py` prescribes it
         return None
 

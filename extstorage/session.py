@@ -333,7 +333,7 @@ class Session:
                 run_pages.write_tokens(self._marks, [holder.token])
             with self._gate.hold(self._name):
                 self.loss = loss
-                self._load(self._store.read_map(self._name))
+                self._load_settled()
                 self._lock, self._token = lock, holder.token
         except BaseException:
             if self._lock is not lock:
@@ -357,6 +357,12 @@ class Session:
         if not valid:
             run_pages.forget(self._marks)
         run_pages.write_tokens(self._marks, [old, new] if valid else [new])
+
+    def _load_settled(self) -> None:
+        """Begin with the map that is there: an older one would not know what will be flushed in this one's epoch."""
+        found = self._store.read_map(self._name)
+        self._store.settle_map(self._name)
+        self._load(found)
 
     def _load(self, volume_map: VolumeMap) -> None:
         run = RunPages(self._marks, volume_map.current) if self._marks is not None else None
@@ -573,7 +579,7 @@ class Session:
     def _settle(self) -> None:
         if self._in_doubt:
             with self._gate.hold(self._name):
-                self._load(self._store.read_map(self._name))
+                self._load_settled()
                 self._in_doubt = False
 
     def grow(self, size: int) -> None:

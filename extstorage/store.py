@@ -209,6 +209,9 @@ class Store(Protocol):
     def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
         """`packed` are the map's entries as `packing.py` packs them, if they are at hand."""
 
+    def settle_map(self, name: str) -> None:
+        """Have the map that is there now survive a power loss, though who wrote it may have failed or died before."""
+
     def previous_map(self, name: str) -> VolumeMap | None:
         """The map before the last `write_map`, for repairs; None where none is kept, or after a collection."""
 

@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from extstorage import catalog, fsck, gc
+from extstorage import catalog, files_store, fsck, gc
 from extstorage import session as session_module
 from extstorage.errors import (
     AlreadyThereError,
@@ -816,6 +817,36 @@ def test_who_was_taken_over_in_doubt_reads_what_the_new_writer_writes(
     new.write(B, PAGE)
     new.flush()
     assert read(old, PAGE) == bytes(B)
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_a_map_that_was_not_durable_is_made_so_before_it_is_used(
+    dies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, and a power loss would bring the old one back, which does not know the new epoch's writes."""
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    session.write(A, 0)
+    write_map = FilesStore.write_map
+    durable: list[Path] = []
+
+    def fails_late(*arguments: Any) -> None:
+        write_map(*arguments)
+        raise OSError(errno.EIO, "bad disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FilesStore, "write_map", fails_late)
+        with pytest.raises(OSError, match="bad disk"):
+            session.snapshot("snap", Info(created=0.0))
+    monkeypatch.setattr(files_store, "fsync_directory", durable.append)
+    if dies:
+        die(session)
+        session = Session(store, "vol")
+    session.write(B, PAGE)
+    assert durable[0] == tmp_path / "store" / "maps" / "vol"
+    assert read(session, PAGE) == bytes(B)
+    session.shutdown()
 
 
 def test_a_snapshot_is_read_as_it_is_once_nobody_can_change_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

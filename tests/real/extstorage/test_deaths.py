@@ -25,7 +25,7 @@ from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.scrub import scrub
 from extstorage.session import Session
 from extstorage.store import Info
-from tests.datapath.generator import read
+from tests.datapath.checks import read
 from tests.datapath.model import Model
 from tests.datapath.nbd_server import NbdSession, RefusedError
 

@@ -19,7 +19,7 @@ from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
-from tests.datapath.generator import verify
+from tests.datapath.checks import verify
 from tests.datapath.model import Model
 
 SIZE = 2 * BLOCK + 3 * PAGE + SECTOR

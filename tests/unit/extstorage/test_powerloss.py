@@ -26,7 +26,8 @@ from extstorage.names import PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Store
 from ganeti_plugin import files
-from tests.datapath.generator import SHORT, Expected, Generator, World, is_one_of, no_damage, read
+from tests.datapath.checks import is_one_of, no_damage, read
+from tests.datapath.generator import SHORT, Expected, Generator, World
 from tests.datapath.model import ZEROS, Model
 from tests.datapath.powerloss import Disk
 from tests.datapath.tap import Tap

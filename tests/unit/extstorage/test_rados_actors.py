@@ -28,8 +28,9 @@ from extstorage.rados_store import RadosStore
 from extstorage.session import Session
 from extstorage.store import Store
 from tests.datapath.actors import Processes
+from tests.datapath.checks import no_damage
 from tests.datapath.fake_rados import Error, Ioctx, WriteOp
-from tests.datapath.generator import Generator, World, no_damage
+from tests.datapath.generator import Generator, World
 from tests.datapath.tap import Killed
 from tests.datapath.tenants import Blocks, Tenant
 

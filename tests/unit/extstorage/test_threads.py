@@ -24,7 +24,7 @@ from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
-from tests.datapath.generator import polling, read
+from tests.datapath.checks import polling, read
 
 THREADS = 4
 SECTORS = 16  # of each thread in each place

@@ -160,6 +160,7 @@ def crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, steps: int
             raise AssertionError(f"--seed={seed}, state {number}, after {position} changes: {error!r}") from error
 
 
+@pytest.mark.timeout(300)  # it takes half a minute, and more beside other work
 def test_what_was_flushed_survives_a_power_loss(
     tmp_path: Path, seeds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from extstorage import catalog, fsck, gc
 from extstorage.errors import ServerError, TooLargeForStoreError
-from extstorage.files_store import create_store, open_store
+from extstorage.files_store import FilesStore, create_store, open_store
 from extstorage.hashing import hash_snapshot
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.scrub import scrub
@@ -28,6 +28,7 @@ from extstorage.store import Info
 from tests.datapath.checks import read
 from tests.datapath.model import Model
 from tests.datapath.nbd_server import NbdSession, RefusedError
+from tests.real.loops import loop_device
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -210,22 +211,26 @@ def test_a_volume_is_as_large_as_a_file_on_ext4(tmp_path: Path) -> None:
         stream.truncate(64 << 20)
     place.mkdir()
     subprocess.run(["mkfs.ext4", "-q", "-b", "4096", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, place], check=True)
-    try:
-        store = create_store(place / "store")
-        with pytest.raises(TooLargeForStoreError):
-            catalog.create_volume(store, "large", 16 << 40)
-        end = (16 << 40) - BLOCK
-        catalog.create_volume(store, "vol", end)
-        session = Session(store, "vol")
-        session.write(memoryview(b"x" * PAGE), end - PAGE)
-        with pytest.raises(TooLargeForStoreError):
-            session.grow(16 << 40)
-        session.zero(end - BLOCK, BLOCK)
-        session.shutdown()
-        assert store.names() == ["vol"]
-    finally:
-        subprocess.run(["umount", "-l", place], check=True)
+    with loop_device(image) as device:
+        subprocess.run(["mount", device, place], check=True)
+        try:
+            _fill_the_largest_volume(create_store(place / "store"))
+        finally:
+            subprocess.run(["umount", "-l", place], check=True)
+
+
+def _fill_the_largest_volume(store: FilesStore) -> None:
+    with pytest.raises(TooLargeForStoreError):
+        catalog.create_volume(store, "large", 16 << 40)
+    end = (16 << 40) - BLOCK
+    catalog.create_volume(store, "vol", end)
+    session = Session(store, "vol")
+    session.write(memoryview(b"x" * PAGE), end - PAGE)
+    with pytest.raises(TooLargeForStoreError):
+        session.grow(16 << 40)
+    session.zero(end - BLOCK, BLOCK)
+    session.shutdown()
+    assert store.names() == ["vol"]
 
 
 def test_a_read_only_store(place: Path, tmp_path: Path) -> None:

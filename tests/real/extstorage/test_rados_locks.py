@@ -144,6 +144,7 @@ def test_a_client_that_was_shut_out_begins_anew(store: RadosStore, spec: RadosSp
     session.write(A, 0)
     other = open_store(spec)
     other._client.fence(store._client.address, 60)
+    assert other.exists("vol")  # from this, the OSD learns of it at the latest
     with pytest.raises(FencedClientError):
         session.write(A, PAGE)
     if closed:

@@ -16,6 +16,7 @@ import pytest
 from snf_image import locks
 from snf_image.confined import confined
 from snf_image.sandbox import Limits, Sandbox
+from tests.real.loops import loop_device
 from tests.real.snf_image import helper_vm as vm
 from tests.real.snf_image import os_definition as scripts
 
@@ -63,14 +64,8 @@ def disk(folder: Path) -> Path:
 
 @pytest.fixture
 def device(disk: Path) -> Iterator[Path]:
-    # Not --find: the kernel names a device that the node may not have.
-    for path in sorted(Path("/dev").glob("loop[0-9]*")):
-        if subprocess.run(["losetup", path, disk], capture_output=True).returncode == 0:
-            break
-    else:
-        pytest.fail("no loop device is free")
-    yield path
-    subprocess.run(["losetup", "--detach", path], check=True)
+    with loop_device(disk) as path:
+        yield path
 
 
 @pytest.fixture

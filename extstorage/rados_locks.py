@@ -38,8 +38,8 @@ from ganeti_plugin.log import info, warning
 #: Much longer than any client that is shut out may go on trying.
 FENCE_SECONDS = 24 * 3600
 
-#: The locks that this process holds, by any client. What it could not release, it knows to be free.
-_OURS: set[str] = set()
+#: The entries that this process may have left on record, by any client: it does not rely on them, so they are free.
+_LEFT: set[str] = set()
 
 #: Seconds that a process waits at its end for a cluster that does not answer.
 _FAREWELL = 2.0
@@ -220,11 +220,12 @@ class Locks:
             state["shared"] = [one for one in state["shared"] if not _identity_of(one).has_ended()] + [entry]
         else:
             state["exclusive"] = entry
-        _OURS.add(str(entry["id"]))
         try:
             version = self._store(key, state, version)
+        except ChangedObjectError:
+            raise
         except BaseException:
-            _OURS.discard(str(entry["id"]))
+            _LEFT.add(str(entry["id"]))
             raise
         held = HeldLock(self, key, entry, state, version)
         with self._mutex:
@@ -312,11 +313,12 @@ class Locks:
                 self.change(lock, lambda state: _remove(state, lock.id))
         except LostLockError:
             pass
-        except Error as error:
+        except BaseException as error:
+            _LEFT.add(lock.id)
+            if not isinstance(error, Error):
+                raise
             warning("%s is not released: %s", lock.key, error)
         finally:
-            # Not before it is off the record, or another client of this process would take us for dead.
-            _OURS.discard(lock.id)
             lock.lost = True
 
     def close(self) -> bool:
@@ -356,7 +358,7 @@ class _Watch:
     def is_dead(self, entry: Entry, lease: float) -> bool:
         key, beat = str(entry["id"]), int(entry["beat"])
         identity = _identity_of(entry)
-        if key in self.dead or identity.has_ended() or (identity == Identity.own() and key not in _OURS):
+        if key in self.dead or identity.has_ended() or (identity == Identity.own() and key in _LEFT):
             return True
         before = self._seen.setdefault(key, (beat, self._looked))
         if before[0] != beat:

@@ -158,6 +158,28 @@ def test_a_client_that_was_shut_out_begins_anew(store: RadosStore, spec: RadosSp
     other.close()
 
 
+def test_who_looks_while_a_lock_is_released_takes_nobody_for_dead(
+    store: RadosStore, spec: RadosSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients of one process: what one read before the release is judged after it."""
+    other = open_store(spec)
+    held = store.lock_volume("vol")
+    load = other._locks._load
+
+    def slow(key: str) -> object:
+        found = load(key)
+        if key == held.key:
+            held.release()
+        return found
+
+    monkeypatch.setattr(other._locks, "_load", slow)
+    address = store._client.address
+    other.lock_volume("vol", patience=store.patience).release()
+    store.lock_volume("vol").release()
+    assert store._client.address == address, "it was shut out"
+    other.close()
+
+
 def test_a_lock_changes_hands_without_two_having_it(store: RadosStore, spec: RadosSpec) -> None:
     clients = [open_store(spec) for _ in range(4)]
     inside = []

@@ -111,23 +111,31 @@ class _FileRange:
 
     def _holes(self, position: int, length: int) -> Iterator[tuple[int, bool]]:
         end = position + length
-        while position < end:
-            data = min(end, self._seek(position, os.SEEK_DATA, end))
-            if data > position:
-                yield data - position, True
-            if data < end:
-                hole = min(end, self._seek(data, os.SEEK_HOLE, end))
-                yield hole - data, False
-                data = hole
-            position = data
+        for first, stop in _with_data(self._data, position, end):
+            if first > position:
+                yield first - position, True
+            yield stop - first, False
+            position = stop
+        if position < end:
+            yield end - position, True
 
-    def _seek(self, position: int, whence: int, end: int) -> int:
-        try:
-            return os.lseek(self._data, position, whence)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return end
+
+def _with_data(descriptor: int, position: int, end: int) -> Iterator[tuple[int, int]]:
+    """The ranges of a sparse file that are no holes: (first, end)."""
+    while (first := _seek(descriptor, position, os.SEEK_DATA, end)) < end:
+        position = _seek(descriptor, first, os.SEEK_HOLE, end)
+        yield first, position
+
+
+def _seek(descriptor: int, position: int, whence: int, end: int) -> int:
+    if position >= end:
+        return end
+    try:
+        return min(end, os.lseek(descriptor, position, whence))
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return end
 
 
 class ContentFile(_FileRange):
@@ -241,18 +249,20 @@ class FileLayer(_FileRange):
         return dict(self.blocks())
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:
-        end = os.fstat(self._pages).st_size
         position = 0
-        while position < end:
-            chunk = os.pread(self._pages, len(_NO_CHUNK), position)
-            if not chunk:
-                break
-            # Most of a file is a hole: what has nothing is passed over in ever smaller pieces.
-            for at in range(0, len(chunk), len(_NO_RECORDS)) if chunk != _NO_CHUNK else ():
-                records = chunk[at : at + len(_NO_RECORDS)]
-                if records != _NO_RECORDS:
-                    yield from self._records((position + at) // _STRIDE, records)
-            position += len(chunk)
+        for first, end in _with_data(self._pages, 0, os.fstat(self._pages).st_size):
+            # Whole records, and none twice, wherever the file system has its holes.
+            position = max(position, first - first % _STRIDE)
+            while position < end:
+                chunk = os.pread(self._pages, min(len(_NO_CHUNK), -(-end // _STRIDE) * _STRIDE - position), position)
+                if not chunk:
+                    return
+                # Some file systems know of no holes: what has nothing is passed over in ever smaller pieces.
+                for at in range(0, len(chunk), len(_NO_RECORDS)) if chunk != _NO_CHUNK else ():
+                    records = chunk[at : at + len(_NO_RECORDS)]
+                    if records != _NO_RECORDS:
+                        yield from self._records((position + at) // _STRIDE, records)
+                position += len(chunk)
 
     def _records(self, first: int, records: bytes) -> Iterator[tuple[int, int]]:
         for index, start in enumerate(range(0, len(records), _STRIDE), first):
@@ -273,7 +283,7 @@ class FileLayer(_FileRange):
         try:
             for first, stop in runs_of(mask_of(0, -(-size // BLOCK)) & ~keep):
                 end = min(size, stop * BLOCK)
-                position = self._seek(first * BLOCK, os.SEEK_DATA, end)
+                position = _seek(self._data, first * BLOCK, os.SEEK_DATA, end)
                 if position < end:
                     position -= position % BLOCK
                     _fallocate(self._data, _PUNCH_HOLE_KEEP_SIZE, position, stop * BLOCK - position)

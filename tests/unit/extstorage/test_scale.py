@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from extstorage import catalog, fsck, gallery, gc, maps, scrub, stats
 from extstorage.errors import HeldError
+from extstorage.files_store import create_store
+from extstorage.maps import Source
 from extstorage.memory_store import MemoryStore
-from extstorage.names import BLOCK
+from extstorage.names import BLOCK, PAGE
 from extstorage.scans import Reader, Scan
 from extstorage.session import Session
 from extstorage.store import Info, Store
@@ -150,6 +154,52 @@ def test_a_check_asks_a_few_things_of_each_name() -> None:
         *("scan_map", "read_heads", "read_map", "read_info", "map_version")
     }
     assert set(per_name.values()) == {0, 1}
+
+
+@pytest.mark.parametrize("has_holes", [True, False])
+def test_of_a_sparse_layer_what_is_there_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_holes: bool
+) -> None:
+    """Also where the file system knows of no holes, but there at its price."""
+    last = (1 << 40) // BLOCK - 1
+    written = {0: 1, 5: 2, 15: 3, 16: 4, 1023: 5, 1024: 6, 100_000: 7, last: 8}
+    layer = create_store(tmp_path / "store").layer(Source(bytes(16), 1), writable=True)
+    layer.save_pages(written)
+    seek, read, counts = os.lseek, os.pread, []
+
+    def without_holes(descriptor: int, position: int, how: int) -> int:
+        return position if how == os.SEEK_DATA else seek(descriptor, 0, os.SEEK_END)
+
+    def counted(descriptor: int, length: int, position: int) -> bytes:
+        found = read(descriptor, length, position)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(os, "pread", counted)
+    if not has_holes:
+        monkeypatch.setattr(os, "lseek", without_holes)
+    assert list(layer.blocks()) == list(written.items())
+    assert not has_holes or sum(counts) <= 8 * PAGE
+
+
+@pytest.mark.parametrize("grain", [1, 100, 4096])
+def test_no_record_is_cut_wherever_the_holes_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grain: int
+) -> None:
+    written = dict.fromkeys(range(3, 40, 4), 1 << 1023)
+    layer = create_store(tmp_path / "store").layer(Source(bytes(16), 1), writable=True)
+    layer.save_pages(written)
+    [path] = tmp_path.glob("store/data/*/*.pages")
+    data = path.read_bytes().ljust(grain, b"\0")
+
+    def in_grains(_descriptor: int, position: int, how: int) -> int:
+        at = position
+        while at < len(data) and (how == os.SEEK_DATA) != any(data[at - at % grain : at - at % grain + grain]):
+            at += grain - at % grain
+        return at
+
+    monkeypatch.setattr(os, "lseek", in_grains)
+    assert list(layer.blocks()) == list(written.items())
 
 
 def test_the_volumes_of_a_disk_are_found_by_one_question_to_each() -> None:

@@ -759,11 +759,23 @@ class FilesStore:
 
     def contents(self) -> Iterator[tuple[bytes, object]]:
         """Folder by folder: there may be millions."""
+        for entry in self._content_files():
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                yield bytes.fromhex(entry.name), entry.stat(follow_symlinks=False).st_mtime_ns
+
+    def walk_contents(self) -> Iterator[tuple[bytes, bool]]:
+        for entry in self._content_files():
+            with contextlib.suppress(ValueError):
+                yield bytes.fromhex(entry.name), True
+
+    def enter_content(self, digest: bytes) -> None:
+        """Its file is its entry."""
+
+    def _content_files(self) -> Iterator[os.DirEntry[str]]:
         for first in _hex_folders(self._content):
             for second in _hex_folders(first):
-                for path in sorted(second.iterdir()):
-                    with contextlib.suppress(FileNotFoundError, ValueError):
-                        yield bytes.fromhex(path.name), path.stat().st_mtime_ns
+                with os.scandir(second) as entries:
+                    yield from sorted(entries, key=lambda entry: entry.name)
 
     def content_used(self, digest: bytes) -> int:
         try:

@@ -59,7 +59,11 @@ def check(
     if name and not store.exists(name):
         raise NoSuchVolumeError(what="volume, snapshot or image", name=name, store=store.title)
     with store.only_one(gc.WORK):
-        return _Check(store, repair).run([name] if name else store.possible_names(), progress)
+        work = _Check(store, repair)
+        if not name:
+            # Of one name, each content is asked for instead.
+            work.list_contents()
+        return work.run([name] if name else store.possible_names(), progress)
 
 
 class _Found(NamedTuple):
@@ -156,16 +160,25 @@ class _Check:
     def run(self, names: Sequence[str], progress: Progress) -> list[Finding]:
         # Before the maps are read: a volume makes its layers after its map.
         self._epochs = self._list_epochs()
-        if len(names) > 1:
-            # Of one name, each content is asked for instead.
-            for digest, _ in self._store.contents():
-                self._contents.add(digest)
         for position, (name, is_quiet) in enumerate(zip(names, self._store.each(self._is_quiet, names), strict=True)):
             progress(100 * position // len(names))
             self._check_name(name, is_quiet)
         self._check_owners(names)
         self._check_leftovers()
         return self._found
+
+    def list_contents(self) -> None:
+        """Also those that no collection would find; once it can, it knows whether anybody needs them."""
+        forgotten = 0
+        for digest, is_known in self._store.walk_contents():
+            if self._contents.add(digest) and not is_known:
+                forgotten += 1
+                if self._repair:
+                    self._store.enter_content(digest)
+        if forgotten:
+            repaired = "entered again, for the next collection" if self._repair else ""
+            text = f"{forgotten} content blocks are stored that no collection would find"
+            self._note("", text, repaired=repaired, damage=False)
 
     def _list_epochs(self) -> dict[bytes, list[int]]:
         """For each owner, the epochs of its layers."""

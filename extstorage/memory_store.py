@@ -356,6 +356,12 @@ class MemoryStore:
     def contents(self) -> list[tuple[bytes, object]]:
         return [(digest, version) for digest, (_, version) in sorted(self._contents.items())]
 
+    def walk_contents(self) -> Iterator[tuple[bytes, bool]]:
+        return ((digest, True) for digest in list(self._contents))
+
+    def enter_content(self, digest: bytes) -> None:
+        """None is ever forgotten."""
+
     def content_used(self, digest: bytes) -> int:
         return self._contents[digest][0].used() if digest in self._contents else 0
 

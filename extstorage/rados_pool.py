@@ -10,6 +10,7 @@ ENOSPC, which QEMU answers by pausing it.) What makes space, and what locks, pas
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import threading
@@ -361,16 +362,22 @@ class Objects:
         self._io.set_omap(change.op, (entry,), (value,))
         self.apply(key, change, force=True)
 
+    def replace_entry(self, key: str, entry: str, value: bytes, new: bytes) -> None:
+        """Only if it still is `value`; else nothing happens."""
+        change = Change()
+        change.op.omap_cmp(entry, value.decode("ascii"))
+        self._io.set_omap(change.op, (entry,), (new,))
+        with contextlib.suppress(NoObjectError, ChangedObjectError):
+            self.apply(key, change, force=True)
+
     def drop_entry(self, key: str, entry: str, value: bytes | None = None) -> None:
         """With `value`, only if it still is that. Nothing happens if it is not there."""
         change = Change()
         if value is not None:
             change.op.omap_cmp(entry, value.decode("ascii"))
         self._io.remove_omap_keys(change.op, (entry,))
-        try:
+        with contextlib.suppress(NoObjectError, ChangedObjectError):
             self.apply(key, change, force=True)
-        except (NoObjectError, ChangedObjectError):
-            return
 
     def entry(self, key: str, entry: str) -> bytes | None:
         return self._read_table(key, lambda op: self._io.get_omap_vals_by_keys(op, (entry,))).get(entry)

@@ -14,11 +14,13 @@ All objects are in one namespace of one replicated pool. What an object is, its 
     lock.NAME, wanted.NAME      the lock (rados_locks.py); the other side of a migration asks for it
     layers, index.*, data.*     the pages (rados_layers.py)
     content.DIGEST              a content block
-    contents.XX                 tables: the digests whose first byte is XX, modulo 64; entered before the block is made
+    contents.XX                 tables: the digests whose first byte is XX, modulo 64; entered before the block is made,
+                                and left there for a day after it is gone
 
-So everything is found by its name or in a table, and nothing needs a walk over the pool. What a death may leave are
-entries in tables without an object, and bodies that no head names, but a table does: the entry in `names` says which
-bodies were made for that name, and those in `bodies` are looked for in all heads when the store is tidied.
+So everything is found by its name or in a table, and nothing needs a walk over the pool, which only a check and a scrub
+do. What a death may leave are entries in tables without an object, and bodies that no head names, but a table does: the
+entry in `names` says which bodies were made for that name, and those in `bodies` are looked for in all heads when the
+store is tidied.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from typing import NamedTuple
 
 from extstorage import maps
 from extstorage.bitmaps import Sample, indexes_of, runs_of
+from extstorage.digests import Digests
 from extstorage.errors import (
     AlreadyThereError,
     BadStoreError,
@@ -60,7 +63,7 @@ from extstorage.rados_layers import (
     source_of,
     stem_of,
 )
-from extstorage.rados_locks import HeldLock, Identity, Locks
+from extstorage.rados_locks import FENCE_SECONDS, HeldLock, Identity, Locks
 from extstorage.rados_pool import Change, Client, Objects
 from extstorage.scans import Scan, scan_of
 from extstorage.store import Info, Layer, R, Space, Stored, T, decode_info, encode_info
@@ -102,6 +105,10 @@ _LARGE_SAMPLE = 8192
 
 #: Tables of content blocks: with 16 TiB of content, 65000 entries in each.
 _SHARDS = 64
+
+#: Of a content block that is not there any more, and since when.
+_GONE = re.compile(rb"gone ([0-9]{1,15})")
+_CONTENT = re.compile(r"content\.([0-9a-f]{64})", re.ASCII)
 
 
 class Body(NamedTuple):
@@ -582,7 +589,8 @@ class RadosStore:
         occupied = blocks.sum_of(self._objects.parallel(lambda one: self._block_used(*one), blocks.chosen))
         contents = 0
         for shard in range(_SHARDS):
-            digests = [bytes.fromhex(entry) for entry in self._objects.entries(_shard(bytes([shard])))]
+            entries = self._objects.entries(_shard(bytes([shard])))
+            digests = [bytes.fromhex(entry) for entry, value in entries.items() if not _GONE.fullmatch(value)]
             asked = digests[:: max(1, len(digests) // _SAMPLE)]
             sizes = sum(self._objects.parallel(self.content_used, asked))
             occupied += sizes * len(digests) // max(1, len(asked))
@@ -602,13 +610,13 @@ class RadosStore:
     # Content. The object's version tells whether it was touched.
 
     def put_content(self, digest: bytes, data: memoryview) -> bool:
-        key, shard, entry = _content(digest), _shard(digest), digest.hex()
+        key = _content(digest)
         while True:
             with contextlib.suppress(NoObjectError, ChangedObjectError):
                 version = self._objects.version(key)
                 self._objects.apply(key, Change().at_version(version).set_attribute("touched", b""))
                 return False
-            self._objects.put_entry(shard, entry, token().encode())
+            self.enter_content(digest)
             with contextlib.suppress(ChangedObjectError):
                 self._objects.apply(key, Change().exclusive().write_full(bytes(data)))
                 return True
@@ -621,7 +629,28 @@ class RadosStore:
             found = self._objects.entries(_shard(bytes([shard])))
             digests = [bytes.fromhex(entry) for entry in sorted(found)]
             for digest, version in zip(digests, self._objects.parallel(self._content_version, digests), strict=True):
-                yield digest, (version, found[digest.hex()])
+                value = found[digest.hex()]
+                if version is not None or not _may_come(value):
+                    yield digest, (version, value)
+
+    def walk_contents(self) -> Iterator[tuple[bytes, bool]]:
+        """One question to the cluster for hundreds of objects, where `contents` asks about each."""
+        entered = Digests()
+        for shard in range(_SHARDS):
+            for entry in self._objects.entries(_shard(bytes([shard]))):
+                entered.add(bytes.fromhex(entry))
+        for key in self._objects.keys():  # noqa: SIM118 - it is no mapping
+            if found := _CONTENT.fullmatch(key):
+                digest = bytes.fromhex(found[1])
+                yield digest, digest in entered or self._is_entered(digest)
+
+    def _is_entered(self, digest: bytes) -> bool:
+        """Of a block that may have come, or gone, since the tables were read: as long as it is there, its entry is."""
+        is_there = self._content_version(digest) is not None
+        return not is_there or self._objects.entry(_shard(digest), digest.hex()) is not None
+
+    def enter_content(self, digest: bytes) -> None:
+        self._objects.put_entry(_shard(digest), digest.hex(), token().encode())
 
     def _content_version(self, digest: bytes) -> int | None:
         try:
@@ -636,9 +665,14 @@ class RadosStore:
             return 0
 
     def remove_content(self, digest: bytes, version: object) -> int:
+        """The entry stays for a day, for one who died, or had no answer, may have sent the block before: it may come
+        at any time, shut out or not, and a collection must find it then.
+        """
         assert isinstance(version, tuple)
-        at, token = version
+        at, value = version
         freed = self.content_used(digest)
+        if at is None and freed:
+            return 0
         try:
             if at is not None:
                 self._objects.apply(_content(digest), Change().at_version(at).remove(), force=True)
@@ -646,8 +680,11 @@ class RadosStore:
             freed = 0
         except ChangedObjectError:
             return 0
-        # One who is about to put it again has changed the token.
-        self._objects.drop_entry(_shard(digest), digest.hex(), token)
+        # One who is about to put it again has changed the entry.
+        if at is None and _GONE.fullmatch(value):
+            self._objects.drop_entry(_shard(digest), digest.hex(), value)
+        else:
+            self._objects.replace_entry(_shard(digest), digest.hex(), value, b"gone %d" % time.time())
         return freed
 
 
@@ -687,6 +724,12 @@ def _head(name: str) -> str:
 
 def _content(digest: bytes) -> str:
     return f"content.{digest.hex()}"
+
+
+def _may_come(entry: bytes) -> bool:
+    """Whether a block that is not there may have been sent so late that it comes yet."""
+    gone = _GONE.fullmatch(entry)
+    return gone is not None and abs(time.time() - int(gone[1])) < FENCE_SECONDS
 
 
 def _shard(digest: bytes) -> str:

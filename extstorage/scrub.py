@@ -58,8 +58,8 @@ def scrub(store: Store, progress: Progress, *, repair: bool = False) -> Report:
     """Verify a store. `progress` is called after each block."""
     began = time.monotonic()
     # Listed twice, to know how many there are: that is little beside reading them.
-    work = _Scrub(store, sum(1 for _ in store.contents()), progress)
-    work.verify(digest for digest, _ in store.contents())
+    work = _Scrub(store, sum(1 for _ in store.walk_contents()), progress)
+    work.verify(digest for digest, _ in store.walk_contents())
     names = list(work.readable_maps())
     damage = tuple(work.damage(names))
     if repair:

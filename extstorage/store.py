@@ -295,6 +295,15 @@ class Store(Protocol):
     def contents(self) -> Iterable[tuple[bytes, object]]:
         """All content blocks: (digest, a value that changes when it is touched)."""
 
+    def walk_contents(self) -> Iterator[tuple[bytes, bool]]:
+        """All content blocks that are there, by a walk over all that is stored, and whether `contents` tells of them.
+
+        Cheaper for each than `contents`; one may be told twice.
+        """
+
+    def enter_content(self, digest: bytes) -> None:
+        """Have `contents` tell of a block that it forgot: what was forgotten is never collected."""
+
     def content_used(self, digest: bytes) -> int:
         """The bytes that a content block occupies; 0 when it is not there."""
 

@@ -183,9 +183,7 @@ def test_of_a_sparse_layer_what_is_there_is_read(
 
 
 @pytest.mark.parametrize("grain", [1, 100, 4096])
-def test_no_record_is_cut_wherever_the_holes_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grain: int
-) -> None:
+def test_no_record_is_cut_wherever_the_holes_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grain: int) -> None:
     written = dict.fromkeys(range(3, 40, 4), 1 << 1023)
     layer = create_store(tmp_path / "store").layer(Source(bytes(16), 1), writable=True)
     layer.save_pages(written)

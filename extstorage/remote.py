@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from extstorage.confined import CONFINED_ONLINE, kill
+from extstorage.confined import confined_online, kill, seconds
+from extstorage.fetch import TOTAL
 from ganeti_plugin.errors import InputError, StateError
 from ganeti_plugin.run import spawn
 
@@ -49,7 +50,7 @@ class Remote(NamedTuple):
     @contextlib.contextmanager
     def started(cls, url: str, terms: Terms, *, has_digest: bool) -> Iterator[Remote]:
         job: dict[str, object] = {"url": url, "hosts": list(terms.hosts), "networks": list(terms.networks)}
-        job |= {"has_digest": has_digest, "limit": terms.limit}
+        job |= {"has_digest": has_digest, "limit": terms.limit, "seconds": seconds(terms.limit, TOTAL)}
         with contextlib.ExitStack() as stack:
             asking, told = os.pipe2(os.O_CLOEXEC)
             reading, writing = os.pipe2(os.O_CLOEXEC)
@@ -57,7 +58,7 @@ class Remote(NamedTuple):
             for descriptor in (reading, complaints):
                 stack.callback(os.close, descriptor)
             try:
-                command: list[str | Path] = [*CONFINED_ONLINE, _COMMAND, "fetch"]
+                command: list[str | Path] = [*confined_online(terms.limit), _COMMAND, "fetch"]
                 process = spawn(command, stdin=asking, stdout=writing, stderr=complaining, new_session=True)
             finally:
                 for descriptor in (asking, writing, complaining):

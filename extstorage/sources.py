@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from extstorage.confined import CONFINED, NOBODY, await_start, end, kill
+from extstorage.confined import NOBODY, await_start, confined, end, kill
 from extstorage.content import Block, Take
 from extstorage.names import BLOCK
 from ganeti_plugin import containers
@@ -129,7 +129,7 @@ def opened(path: Path, declared: str, size_limit: int = containers.SIZE_LIMIT) -
         if verdict.format is containers.Format.RAW:
             yield RawFile(path, descriptor, verdict)
         else:
-            yield Qcow2File(path, descriptor, verdict, stack.enter_context(_converted(descriptor, verdict.format)))
+            yield Qcow2File(path, descriptor, verdict, stack.enter_context(_converted(descriptor, verdict)))
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def opened_file(path: Path) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def _converted(source: int, kind: containers.Format) -> Iterator[Path]:
+def _converted(source: int, verdict: Verdict) -> Iterator[Path]:
     """The socket of a confined qemu-nbd that reads the container at `source`."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="snf-archipelago-import-", dir="/run"))
@@ -168,8 +168,8 @@ def _converted(source: int, kind: containers.Format) -> Iterator[Path]:
         await_start(reader, raw.exists)
         os.chown(raw, 0, NOBODY)
         os.chmod(raw, 0o660)
-        qemu_nbd = ["qemu-nbd", "-r", "-t", "-f", str(kind), "-k", str(out), f"nbd+unix:///?socket={raw}"]
-        converter = spawn([*CONFINED, *qemu_nbd], new_session=True)
+        qemu_nbd = ["qemu-nbd", "-r", "-t", "-f", str(verdict.format), "-k", str(out), f"nbd+unix:///?socket={raw}"]
+        converter = spawn([*confined(verdict.virtual_size), *qemu_nbd], new_session=True)
         stack.callback(kill, converter)
         await_start(converter, out.exists)
         yield out

@@ -9,9 +9,10 @@ Only here is it known which kinds there are; what one kind needs is imported whe
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,6 +115,27 @@ def parse_options(text: str, query: str, known: tuple[str, ...]) -> dict[str, st
             raise BadStoreSpecError(spec=text[:200], reason=f"the option {name} must be an absolute path")
         options[name] = value
     return options
+
+
+def shared_places(table: Mapping[str, str]) -> Iterator[str]:
+    """A sentence for each place that has several names. It is no fault, but what is there is met again by each name."""
+    names: dict[object, list[str]] = {}
+    for name, text in table.items():
+        with contextlib.suppress(BadStoreSpecError, OSError):
+            names.setdefault(_place(parse(text)), []).append(name)
+    for several in names.values():
+        if len(several) > 1:
+            yield (
+                f"the stores {' and '.join(several)} of the configuration are one place ({parse(table[several[0]])}), "
+                "so what is there is listed and counted once for each name"
+            )
+
+
+def _place(spec: Spec) -> object:
+    if isinstance(spec, RadosSpec):
+        return spec.conf, spec.pool, spec.namespace
+    status = spec.directory.stat()
+    return status.st_dev, status.st_ino
 
 
 def prepare(spec: Spec, user: str) -> None:

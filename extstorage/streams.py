@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from extstorage import sources
-from extstorage.confined import CONFINED, kill
+from extstorage.confined import confined, kill, seconds
 from extstorage.content import Block, Take
 from extstorage.names import BLOCK
 from extstorage.remote import Remote
@@ -51,6 +52,9 @@ _CHECKED = 64 << 20
 _PREFIX = "snf-archipelago-spool-"
 _LOCK = "lock"
 _NEW = 60.0
+
+
+_KILLED = "it was killed: it took more than {} s of CPU time, which image_limit decides, or too much memory"
 
 
 class Compression(StrEnum):
@@ -188,7 +192,7 @@ def _flow(given: Given, terms: Terms) -> Iterator[Flow]:
         feeder = Feeder(origin, writing, given, terms.limit)
         unpacker = None
         if (packed := given.packed()) is not Compression.NONE:
-            unpacker = stack.enter_context(Unpacker.started(packed, output.fileno(), given.what))
+            unpacker = stack.enter_context(Unpacker.started(packed, output.fileno(), given.what, terms.limit))
             output.close()
             output = stack.enter_context(open(unpacker.output, "rb", buffering=0))
         feeder.start()
@@ -257,29 +261,33 @@ class Unpacker(NamedTuple):
     complaints: int
     what: str
     program: str
+    limit: int
 
     @classmethod
     @contextlib.contextmanager
-    def started(cls, packed: Compression, source: int, what: str) -> Iterator[Unpacker]:
+    def started(cls, packed: Compression, source: int, what: str, limit: int) -> Iterator[Unpacker]:
         with contextlib.ExitStack() as stack:
             reading, writing = os.pipe2(os.O_CLOEXEC)
             # Nobody reads the complaints before the end: what does not fit is lost, and nobody waits.
             complaints, complaining = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             stack.callback(os.close, complaints)
             try:
-                command = [*CONFINED, *_PROGRAMS[packed]]
+                command = [*confined(limit), *_PROGRAMS[packed]]
                 process = spawn(command, stdin=source, stdout=writing, stderr=complaining, new_session=True)
             finally:
                 os.close(writing)
                 os.close(complaining)
             stack.callback(kill, process)
-            yield cls(process, reading, complaints, what, str(packed))
+            yield cls(process, reading, complaints, what, str(packed), limit)
 
     def check(self) -> None:
         """A complaint is a refusal, too: bzip2 only warns of what follows the end."""
         status, text = self.process.wait(), ""
         with contextlib.suppress(BlockingIOError):
             text = os.read(self.complaints, 4096).decode("utf-8", "replace").strip()
+        # unshare(1) of util-linux 2.38 stumbles over the death of what it started, others die of the same.
+        if status == -signal.SIGKILL or text.startswith("unshare: "):
+            raise UnpackError(what=self.what, program=self.program, reason=_KILLED.format(seconds(self.limit)))
         if status or text:
             lines = text.splitlines() or [f"it ended with {status}"]
             raise UnpackError(what=self.what, program=self.program, reason=lines[0][:200])

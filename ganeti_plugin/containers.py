@@ -39,7 +39,10 @@ class Format(StrEnum):
 
 
 class ImageRefusedError(InputError):
-    """The image is not one that may be used. `case` is the number of the threat, for tests and statistics."""
+    """The image is not one that may be used. `case` is the number of the threat, for tests and statistics.
+
+    Where it is not what it was declared to be, `found` are the formats whose signatures it carries.
+    """
 
     template = "the image is refused: {reason}"
 
@@ -81,8 +84,8 @@ def detect(fd: int, file_size: int) -> list[str]:
     return sorted({name for name, matches in _SIGNATURES if matches(head, tail)})
 
 
-def _refused(case: str, reason: str) -> ImageRefusedError:
-    return ImageRefusedError(case=case, reason=reason)
+def _refused(case: str, reason: str, **more: object) -> ImageRefusedError:
+    return ImageRefusedError(case=case, reason=reason, **more)
 
 
 def _closed(declared: Format | str) -> Format:
@@ -95,10 +98,10 @@ def _closed(declared: Format | str) -> Format:
 
 def _mismatch(wanted: Format, found: list[str]) -> ImageRefusedError:
     if wanted is Format.RAW:
-        return _refused("H08", f"it is declared raw but carries the signature of {' and '.join(found)}")
+        return _refused("H08", f"it is declared raw but carries the signature of {' and '.join(found)}", found=found)
     if "qcow2" not in found:
         actual = " and ".join(found) or "raw"
-        return _refused("H09", f"it is declared qcow2 but looks like {actual}")
+        return _refused("H09", f"it is declared qcow2 but looks like {actual}", found=found)
     others = " and ".join(name for name in found if name != "qcow2")
     return _refused("H09", f"it is qcow2 but also carries the signature of {others}")
 

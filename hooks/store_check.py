@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Makes `gnt-cluster verify` say which stores are nearly full or can't be used, on every node.
+"""Makes `gnt-cluster verify` say which stores are nearly full, can't be used or are the same, on every node.
 
 Ganeti counts a failing hook as an error of the verification, and shows what it printed.
 """
@@ -18,8 +18,9 @@ class StoresError(StateError):
 def react(_call: HookCall | None) -> None:
     if not archipelago.is_installed():
         return
-    from extstorage import apply, space
+    from extstorage import apply, space, stores
 
-    found = list(space.complaints(apply.usages(apply.site())))
+    site = apply.site()
+    found = [*space.complaints(apply.usages(site)), *stores.shared_places(site.stores)]
     if found:
         raise StoresError(complaints="; ".join(found))

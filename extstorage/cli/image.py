@@ -7,6 +7,7 @@ import contextlib
 import functools
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
@@ -14,7 +15,7 @@ from extstorage.cli.items import add_listing, add_removal, add_showing, everythi
 from extstorage.cli.output import Meter, print_json
 from extstorage.cli.place import here, only_there, store_of
 from extstorage.names import check_new_name
-from ganeti_plugin.containers import Format
+from ganeti_plugin.containers import Format, ImageRefusedError
 from ganeti_plugin.errors import Error, StateError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from extstorage.cli.group import Commands
     from extstorage.servers import Site
+    from extstorage.streams import Given
 
 
 def add(commands: Commands) -> None:
@@ -129,6 +131,24 @@ def _share(shared: bool, options: Options) -> None:
     print(f"{options.name}: {'shared' if shared else 'withdrawn'}")
 
 
+def _advice(given: Given, facts: Mapping[str, object]) -> str:
+    """What may have been meant, where a source is not what it was declared to be."""
+    from extstorage.streams import Compression
+
+    match facts.get("found"):
+        case []:
+            return "if it is a raw image, leave out --format"
+        case ["qcow2"]:
+            return "if it is to be read as one, say --format qcow2"
+        case [str() as name] if name in set(Compression):
+            packed = given.packed() is not Compression.NONE
+            return "if it was packed twice, unpack it once" if packed else f"if it is packed, say --compression {name}"
+        case [str()]:
+            packings = ", ".join(one for one in Compression if one is not Compression.NONE)
+            return f"images are taken as raw or qcow2, also packed ({packings}): convert it first"
+    return ""
+
+
 def _tell_what_is_left(site: Site, name: str) -> None:
     from extstorage import apply
     from extstorage.images import PREFIX, is_interrupted
@@ -154,6 +174,8 @@ def _import(options: Options) -> None:
     try:
         with Meter(options.name, "copied") as meter:
             import_image(site, options.name, given, terms, properties, meter)
+    except ImageRefusedError as error:
+        raise ImageRefusedError(**{**error.facts, "hint": _advice(given, error.facts)}) from None
     except (StateError, KeyboardInterrupt):
         _tell_what_is_left(site, options.name)
         raise

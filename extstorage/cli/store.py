@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 
 from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.output import print_json, print_rows
+from extstorage.errors import UnreachableStoreError
+from ganeti_plugin.errors import StateError
 
 if TYPE_CHECKING:
     from extstorage.cli.group import Commands
     from extstorage.servers import Site
     from extstorage.space import Usage
+
+
+class UnusableStoresError(StateError):
+    template = "the stores {names} can't be used"
 
 
 def add(commands: Commands) -> None:
@@ -38,18 +44,24 @@ def _create(options: Options) -> None:
 
 
 def _list(options: Options) -> None:
-    from extstorage import apply
+    from extstorage import apply, stores
 
     site = apply.site()
     usages = apply.usages(site)
     rows = [_row(site, usage) for usage in usages]
     if options.json:
         print_json(rows)
-        return
-    print_rows(("name", "default", "size", "free", "full", "place"), rows)
-    for usage in usages:
-        if usage.fault:
-            print(f"warning: the store {usage.name} can't be used: {usage.fault}", file=sys.stderr)
+    else:
+        print_rows(("name", "default", "size", "free", "full", "place"), rows)
+    for sentence in stores.shared_places(site.stores):
+        print(f"warning: {sentence}", file=sys.stderr)
+    faults = [UnreachableStoreError(name=usage.name, reason=usage.fault) for usage in usages if usage.fault]
+    if len(faults) > 1:
+        for fault in faults:
+            print(f"warning: {fault}", file=sys.stderr)
+        raise UnusableStoresError(names=", ".join(str(fault.name) for fault in faults))
+    if faults:
+        raise faults[0]
 
 
 def _row(site: Site, usage: Usage) -> dict[str, object]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import hashlib
@@ -19,7 +20,7 @@ from typing import ClassVar
 import pytest
 
 from extstorage import fetch, streams
-from extstorage.confined import CONFINED
+from extstorage.confined import confined
 from extstorage.images import import_from
 from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK
@@ -136,6 +137,13 @@ class TestFiles:
             subprocess.run("head -c 1M /dev/urandom | zstd -cq --long=31", shell=True, stdout=stream, check=True)
         assert "can't be unpacked with zstd" in refused(Given(str(window)))
 
+    def test_too_slow_to_unpack(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """H22; the kernel kills it, which unshare(1) has its own words for."""
+        slow = folder / "slow.bz2"
+        slow.write_bytes(bz2.compress(os.urandom(MIB)) * 40)
+        monkeypatch.setattr("extstorage.confined.seconds", lambda _size: 1)
+        assert "s of CPU time, which image_limit decides" in refused(Given(str(slow)))
+
     def test_a_container_in_disguise(self, disk: Path, folder: Path) -> None:
         """H08, H09: judged by its head and by its tail, although nobody can look at a stream twice."""
         head, tail = folder / "head.gz", folder / "tail.gz"
@@ -172,11 +180,11 @@ class TestFiles:
 def test_what_reads_hostile_bytes_has_limits_and_nothing_else() -> None:
     """H22, H23: processor time, memory and files; another user without any right, and no network."""
     show = "cat /proc/self/limits /proc/self/status; readlink /proc/self/ns/net"
-    process = spawn([*CONFINED, "sh", "-c", show], stdout=subprocess.PIPE)
+    process = spawn([*confined(1 << 40), "sh", "-c", show], stdout=subprocess.PIPE)
     text, _ = process.communicate(timeout=30)
     said = " ".join(text.decode().split())
     for fact in (
-        *("Max cpu time 3600 3600", "Max address space 4294967296 4294967296"),
+        *("Max cpu time 265744 265744", "Max address space 4294967296 4294967296"),
         *("Max file size 0 0", "Max core file size 0 0"),
         *("Uid: 65534 65534 65534 65534", "Gid: 65534 65534 65534 65534", "NoNewPrivs: 1"),
         *(f"Cap{kind}: {'0' * 16}" for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")),

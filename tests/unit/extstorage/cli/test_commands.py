@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import re
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from extstorage import apply, cli, gc, publish, stores
-from extstorage.cli import items, maintenance, server, sizes
+from extstorage.cli import image, items, maintenance, server, sizes
+from extstorage.cli.store import UnusableStoresError
 from extstorage.errors import (
     AlreadyThereError,
     BadNameError,
@@ -37,6 +39,9 @@ from extstorage.servers import Site
 from extstorage.session import Session
 from extstorage.sources import UnusableFileError
 from extstorage.store import Space, Store
+from extstorage.streams import Given
+from ganeti_plugin.containers import ImageRefusedError
+from ganeti_plugin.errors import StateError
 
 GIB = 1 << 30
 
@@ -56,6 +61,12 @@ class Node:
 
     def json(self, line: str) -> Any:
         return json.loads(self.run(f"{line} --json"))
+
+    def stores(self) -> Any:
+        """`store list`, also when one can't be used."""
+        with contextlib.suppress(StateError):
+            return self.json("store list")
+        return json.loads(self._capsys.readouterr().out)
 
     def write(self, volume: str, byte: bytes = b"x") -> None:
         with apply.using_store_of(self.site, volume) as store:
@@ -238,7 +249,7 @@ def test_a_store_that_is_gone_hides_no_other(node: Node, tmp_path: Path) -> None
     (tmp_path / "other/store.json").unlink()
     with pytest.raises(items.IncompleteError):
         node.run("volume list")
-    rows = {one["name"]: one for one in node.json("store list")}
+    rows = {one["name"]: one for one in node.stores()}
     assert rows["main"]["fault"] == ""
     assert rows["other"]["free"] is None
     assert rows["main"].keys() == rows["other"].keys()
@@ -287,7 +298,7 @@ def test_that_a_store_is_away_is_said_once(
     with pytest.raises(items.IncompleteError):
         node.run("volume list")
     assert "warning: the store main can't be used: no monitor answers\n" in capsys.readouterr().err
-    assert node.json("store list")[0]["fault"] == "no monitor answers"
+    assert node.stores()[0]["fault"] == "no monitor answers"
 
 
 def test_programs_find_the_same_keys_whatever_there_is(node: Node, tmp_path: Path) -> None:
@@ -332,6 +343,62 @@ def test_a_scrub_of_one_store_does_not_wait_for_another(node: Node, tmp_path: Pa
     with pytest.raises(maintenance.PartlyError, match="main"):
         node.run("scrub")
     node.run("scrub --store other")
+
+
+@pytest.mark.parametrize(
+    ("line", "content", "hint"),
+    [
+        ("disk", b"QFI\xfb\0\0\0\3", "if it is to be read as one, say --format qcow2"),
+        ("disk --format qcow2", b"\x1f\x8b\x08", "if it is packed, say --compression gzip"),
+        ("disk", b"\xfd7zXZ\0", "if it is packed, say --compression xz"),
+        ("disk --format qcow2", b"", "if it is a raw image, leave out --format"),
+        ("disk", b"KDMV", "images are taken as raw or qcow2, also packed (gzip, bzip2, xz, zstd): convert it first"),
+        ("disk", b"QED\0" + bytes(253) + b"ustar\0", ""),
+    ],
+)
+def test_what_a_source_may_be_instead_is_told(node: Node, line: str, content: bytes, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(content.ljust(MEBIBYTE, b"\0"))
+    with pytest.raises(ImageRefusedError) as caught:
+        node.run(f"image import a {tmp_path}/{line}")
+    assert str(caught.value).partition(" (")[2] == (f"{hint})" if hint else "")
+    assert node.json("image list") == node.json("volume list") == []
+
+
+def test_what_was_packed_twice_is_told() -> None:
+    facts = {"found": ["gzip"]}
+    assert image._advice(Given("disk.gz"), facts) == "if it was packed twice, unpack it once"
+    assert image._advice(Given("disk"), {}) == ""
+
+
+def test_a_store_that_can_t_be_used_is_an_error_of_the_list(
+    node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other/store.json").unlink()
+    with pytest.raises(UnreachableStoreError, match="the store 'other' can't be used: there is no store in"):
+        node.run("store list")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["NAME", "main", "other"]
+    (tmp_path / "main/store.json").unlink()
+    with pytest.raises(UnusableStoresError, match="the stores main, other can't be used"):
+        node.run("store list --json")
+    printed = capsys.readouterr()
+    assert [bool(one["fault"]) for one in json.loads(printed.out)] == [True, True]
+    assert printed.err.count("there is no store in") == 2
+
+
+def test_two_names_of_one_place_are_told(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link").symlink_to("main")
+    with_rados = {"x": "rados:pool/a", "y": "rados:pool/b", "z": "rados:pool/a?user=somebody", "bad": "nfs:/"}
+    table = dict(node.site.stores) | {"old": f"files:{tmp_path}/link", "gone": f"files:{tmp_path}/gone"} | with_rados
+    first, second = stores.shared_places(table)
+    assert f"the stores main and old of the configuration are one place (files:{tmp_path}/main)" in first
+    assert "the stores x and z of the configuration are one place (rados:pool/a)" in second
+    assert not list(stores.shared_places(node.site.stores))
+    monkeypatch.setattr(apply, "site", lambda: node.site._replace(stores={"main": table["main"], "old": table["old"]}))
+    options = cli.parser().parse_args(["store", "list"])
+    options.action(options)
+    assert capsys.readouterr().err == f"warning: {first}\n"
 
 
 @pytest.mark.parametrize("line", ["image import i NOTHING.gz", "image import i NOTHING"])

@@ -148,7 +148,7 @@ def up(arguments: argparse.Namespace) -> None:
     world.start()
     SHARED.mkdir(parents=True)
     try:
-        extra = roots.Extra(tools=arguments.tools, ceph=arguments.ceph)
+        extra = roots.Extra(release=arguments.release, tools=arguments.tools, ceph=arguments.ceph)
         layer = _layer(made, extra, fresh=arguments.fresh)
         nodes = [Node(index=index) for index in range(1, arguments.nodes + 1)]
         for one in nodes:

@@ -31,6 +31,9 @@ TOOLS = (
     *("qemu-utils", "qemu-system-x86", "busybox-static", "tcpdump", "fio", "socat", "e2fsprogs", "fdisk", "strace"),
 )
 
+#: What a release has in packages of its own. QEMU 8.0 removed its own virtiofsd (docs/about/removed-features).
+TOOLS_OF = {"bookworm": (), "trixie": ("virtiofsd",)}
+
 #: Seconds to wait for another testbed that makes the same base or layer.
 PATIENCE = 900.0
 
@@ -39,13 +42,15 @@ REPOSITORY = TREE / "build/repo"
 
 @dataclass(frozen=True, kw_only=True)
 class Extra:
-    """What is installed beside our packages."""
+    """What is installed beside our packages, on a release."""
 
+    release: str
     tools: bool
     ceph: bool
 
     def packages(self) -> tuple[str, ...]:
-        return (*(TOOLS if self.tools else ()), *(ceph.PACKAGES if self.tools or self.ceph else ()))
+        tools = (*TOOLS, *TOOLS_OF[self.release]) if self.tools else ()
+        return (*tools, *(ceph.PACKAGES if self.tools or self.ceph else ()))
 
     def suffix(self) -> str:
         """Of what has the same packages, and so is made once."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from extstorage import apply, guests
 from extstorage.space import Usage
 from extstorage.store import Space
+from ganeti_plugin import config
 from ganeti_plugin.errors import MissingVariableError
+from ganeti_plugin.settings import Archipelago
 from hooks import dispatch
 from hooks.store_check import StoresError
 from tests.unit.ganeti_plugin.contract.test_hook import STOP
@@ -108,6 +110,8 @@ def test_verification_names_every_store_that_needs_somebody(monkeypatch: pytest.
     full, half = Space(1000 << 20, 49 << 20), Space(1000 << 20, 200 << 20)
     found = [Usage("a", full), Usage("b", half), Usage("c", Space(10, 9)), Usage("d", None, "it is away")]
     monkeypatch.setattr(apply, "usages", lambda _site: found)
+    settings = SimpleNamespace(archipelago=Archipelago())
+    monkeypatch.setattr(config, "load", lambda: settings)
     environment = {name: value for name, value in STOP.items() if "INSTANCE_" not in name}
     for name, value in {**environment, "GANETI_HOOKS_PATH": "cluster-verify"}.items():
         monkeypatch.setenv(name, value)

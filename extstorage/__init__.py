@@ -3,6 +3,6 @@
 
 The folder `archipelago/` is what Ganeti sees; the flow of one call is request (`ganeti_plugin.contract.extstorage`),
 plan (`plan.py`), apply (`apply.py`), answer (`answer.py`). Below them: `catalog.py` makes and removes volumes,
-`volume.py` reads and writes one, `maps.py` and `pages.py` are the pure arithmetic, `files_store.py` and
-`memory_store.py` are the stores, `stores.py` the table of those that the configuration names.
+`volume.py` reads and writes one, `maps.py` and `pages.py` are the pure arithmetic, `store.py` says what a store must
+do, `files_store.py` and `rados_store.py` do it, `stores.py` is the table of those that the configuration names.
 """

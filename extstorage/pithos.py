@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from extstorage import maps
 from extstorage.content import NOTHING, root_of
 from extstorage.errors import BadStoreSpecError, BrokenError
-from extstorage.files_store import ContentFile
+from extstorage.file_layers import ContentFile
 from extstorage.maps import DIGEST, VolumeMap
 from extstorage.names import BLOCK, SECTOR, blocks_of, new_id
 from extstorage.references import HASH, Reference

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from ganeti_plugin.errors import StateError
 
+#: Seconds between two tries to get a lock.
+_LOCK_POLL = 0.01
+
 
 class LockedError(StateError):
     template = "{path} is locked by another process"
@@ -82,21 +85,27 @@ def locked(path: Path, *, timeout: float = 30.0, shared: bool = False, mode: int
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
-        _lock(descriptor, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout)
+        if not lock_within(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout):
+            raise LockedError(path=path)
         yield descriptor
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path, kind: int, timeout: float) -> None:
+def lock_within(descriptor: int, kind: int, timeout: float) -> bool:
+    """Try to get flock(2) for up to `timeout` seconds, at least once; tells whether it is held now.
+
+    `kind` is fcntl.LOCK_SH or fcntl.LOCK_EX. Raises OSError when it is not another holder that is in the way.
+    """
     deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            return
+            return True
         except OSError as error:
+            # On NFS this is a lock as of fcntl(2), which may say either.
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise
         if time.monotonic() >= deadline:
-            raise LockedError(path=path)
-        time.sleep(0.02)
+            return False
+        time.sleep(_LOCK_POLL)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Sees every change that this process makes to files under one directory: to stop it there, or to play it again.
 
-It stands in for the functions of `os` that change files, and knows the content of each page at any time. A stream that
-writes past `os` (write_atomically) is read when it is synced or renamed.
+It stands in for the functions of `os` and of `file_system.py` that change files, and knows the content of each page at
+any time. A stream that writes past `os` (write_atomically) is read when it is synced or renamed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from extstorage import files_store
-from extstorage.files_store import FilesStore
+from extstorage import file_system
 from extstorage.names import PAGE
 
 _ZEROS = bytes(PAGE)
@@ -117,12 +116,8 @@ class Tap:
         for name, ours in (("rename", "rename"), ("replace", "rename"), ("unlink", "unlink"), ("remove", "unlink")):
             self._replace(monkeypatch, os, name, ours)
         self._replace(monkeypatch, os, "link", "link")
-        self._replace(monkeypatch, files_store, "_fallocate", "fallocate")
-
-        def sync_file_system(_store: FilesStore) -> None:
-            self.sync_all()
-
-        monkeypatch.setattr(FilesStore, "_sync_file_system", sync_file_system)
+        self._replace(monkeypatch, file_system, "punch_hole", "punch_hole")
+        monkeypatch.setattr(file_system, "syncfs", lambda _descriptor: self.sync_all())
 
     def _replace(self, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, ours: str) -> None:
         self._real[ours] = getattr(module, name)
@@ -241,11 +236,11 @@ class Tap:
             if node is not None and size != node.size:
                 self._resize(node, size)
 
-    def _fallocate(self, descriptor: int, mode: int, offset: int, length: int) -> None:
+    def _punch_hole(self, descriptor: int, offset: int, length: int) -> None:
         with self._mutex:
             node = self._nodes[descriptor]
             self._reaper.allow()
-            self._real["fallocate"](descriptor, mode, offset, length)
+            self._real["punch_hole"](descriptor, offset, length)
             first, end = offset // PAGE, (offset + length) // PAGE
             changed = {page: _ZEROS for page in node.pages if first <= page < end}
             node.pages.update(changed)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from extstorage import catalog, gc
-from extstorage.files_store import FileLayer, FilesStore, create_store
+from extstorage.file_layers import FileLayer
+from extstorage.files_store import FilesStore, create_store
 from extstorage.maps import DEPTH
 from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from extstorage import files_store
-from extstorage.files_store import FileLayer, FilesStore, create_store, open_store
+from extstorage import file_layers, file_system, files_store
+from extstorage.file_layers import FileLayer
+from extstorage.files_store import FilesStore, create_store, open_store
 from extstorage.hashing import PREFIX
 from extstorage.intake import recent
 from extstorage.maps import Source
@@ -180,17 +181,15 @@ class Contents:
         self._tap = tap
         self._chance = chance
         self._nested = False
+        self._syncing = -1
         self.safe: frozenset[bytes] = frozenset()
 
-        def sync(store: FilesStore) -> None:
-            self._sync(store)
+        patch.setattr(file_system, "syncfs", lambda _descriptor: self._sync())
 
-        patch.setattr(FilesStore, "_sync_file_system", sync)
-
-    def _sync(self, store: FilesStore) -> None:
+    def _sync(self) -> None:
         if not self._nested and self._chance.random() < 0.7:
             self._nested = True
-            others = [number for number in range(3) if self._stores[number] is not store]
+            others = [number for number in range(3) if number != self._syncing]
             for _ in range(self._chance.randrange(6)):
                 self.step(self._chance.choice(others))
             self._nested = False
@@ -205,6 +204,8 @@ class Contents:
             self._put[number].add(digest)
         else:
             done, self._put[number] = self._put[number], set()
+            if not self._nested:
+                self._syncing = number
             store.sync_contents()
             self.safe |= done
             self._tap.events.append(self.safe)
@@ -252,7 +253,7 @@ def forget_data(patch: pytest.MonkeyPatch) -> None:
 
 
 def forget_names(patch: pytest.MonkeyPatch) -> None:
-    for module in (files, files_store):
+    for module in (files, files_store, file_layers):
         patch.setattr(module, "fsync_directory", lambda path: None)
 
 

@@ -29,7 +29,9 @@ from extstorage.errors import (
     SmallerThanOriginError,
     UnknownOriginError,
 )
-from extstorage.files_store import FileLayer, FileLock, FilesStore, create_store, open_store
+from extstorage.file_layers import FileLayer
+from extstorage.file_locks import FileLock
+from extstorage.files_store import FilesStore, create_store, open_store
 from extstorage.freezing import Freezing
 from extstorage.hashing import hash_snapshot
 from extstorage.maps import DEPTH, Source, VolumeMap

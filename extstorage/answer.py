@@ -14,8 +14,7 @@ RUN = "/run/snf-archipelago"
 #: The same for block devices. Only root may write here: the paths below it are given to losetup.
 DEVICES = "/run/snf-archipelago-device"
 
-#: In a volume's directory: in which mode its server was, and why it can't serve it.
-MODE_FILE = "mode"
+#: In a volume's directory: why its server can't serve it.
 FAULT_FILE = "fault"
 
 #: Seconds that QEMU keeps trying while the server restarts. It rides on the URI: Ganeti 3.0 hands that on as it is.

@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from extstorage import answer, attached, catalog, control, devices, run_pages, servers, space, stores
+from extstorage import answer, attached, catalog, control, devices, servers, space, stores
 from extstorage.errors import (
     BadSizeError,
     BrokenError,
@@ -23,14 +23,15 @@ from extstorage.errors import (
 )
 from extstorage.identity import acting_as
 from extstorage.maps import VolumeMap
+from extstorage.modes import Mode, leave_mode, was_served
 from extstorage.names import check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
 from extstorage.references import HASH
+from extstorage.run_pages import RunMarks
 from extstorage.servers import Site
 from extstorage.store import Info, Store
 from ganeti_plugin import config
 from ganeti_plugin.errors import Error, InputError, StateError
-from ganeti_plugin.files import write_atomically
 from ganeti_plugin.log import warning
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def detach(site: Site, name: str) -> None:
 def flush_marks(site: Site, name: str) -> None:
     """A server that was killed left marks of what it had acknowledged: bring them into the store."""
     directory = site.directory(name)
-    found = run_pages.are_left(directory) and find(site, name)
+    found = RunMarks(directory).are_left() and find(site, name)
     if not found:
         return
     from extstorage.session import Session
@@ -360,10 +361,8 @@ def close_volume(site: Site, name: str) -> None:
         return
     flush_marks(site, name)
     with acting_as(site.user):
-        if (directory / answer.MODE_FILE).exists():
-            from extstorage.session import Mode
-
-            write_atomically(directory / answer.MODE_FILE, Mode.CLOSED.value.encode(), durable=False)
+        if was_served(directory):
+            leave_mode(directory, Mode.CLOSED)
 
 
 def set_metadata(site: Site, name: str, metadata: str, store_name: str = "") -> None:

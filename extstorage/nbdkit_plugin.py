@@ -41,7 +41,8 @@ from extstorage.errors import (
     ReadOnlyError,
     UnreachableStoreError,
 )
-from extstorage.session import Mode, Session
+from extstorage.modes import Mode, was_served
+from extstorage.session import Session
 from extstorage.store import Info, Store
 from extstorage.thread_states import ThreadStates
 from ganeti_plugin import config as configuration
@@ -129,7 +130,7 @@ class Server:
                 # No deadline for what follows: a write whose fate is unknown can't be answered.
                 return stores.open_store(self.place(), deadline=0, pithos=self.pithos())
             except (BadStoreError, UnreachableStoreError) as error:
-                if not (self.run / answer.MODE_FILE).exists():
+                if not was_served(self.run):
                     raise
                 if time.monotonic() > deadline:
                     log.error("%s", error)

@@ -2,28 +2,20 @@
 """One user of one volume: who may read and write it when, and what happens at open, close, snapshot and grow.
 
 There is one writer. It holds the volume's lock in the store, and leaves its name there; the lock dies with it. The map
-and the owned pages are read when the lock is gained, and written back before it is given up. The modes:
-
-    ATTACHED    nobody said anything yet: reads ask the store each time, the first write takes the lock
-    EXCLUSIVE   the lock is held (or was, and is taken again by a server that restarts)
-    SHARED      both sides of a live migration: whoever does I/O gets the lock, the other flushes and yields
-    CLOSED      reads only
-    SNAPSHOT    immutable: a shared lock keeps it from being removed
+and the owned pages are read when the lock is gained, and written back before it is given up. What a session may do
+without asking is its mode (`modes.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import threading
 import time
 from collections.abc import Iterator
-from enum import StrEnum
 from pathlib import Path
 
-from extstorage import maps, run_pages
-from extstorage.answer import MODE_FILE
+from extstorage import maps
 from extstorage.errors import (
     AlreadyThereError,
     DoubtfulError,
@@ -31,19 +23,17 @@ from extstorage.errors import (
     HeldError,
     NotOpenError,
     ReadOnlyError,
-    ServerError,
 )
 from extstorage.freezing import Freezing
+from extstorage.gate import Gate
 from extstorage.identity import myself
 from extstorage.maps import VolumeMap
+from extstorage.modes import Mode, leave_mode, left_mode
 from extstorage.names import check_name, check_size
-from extstorage.run_pages import RunPages
+from extstorage.run_pages import RunMarks
 from extstorage.store import Holder, Info, Store, VolumeLock
 from extstorage.volume import Extent, Volume
 from ganeti_plugin.log import debug, info, warning
-
-#: Seconds that running requests have to end before a snapshot gives up.
-DRAIN_TIMEOUT = 60.0
 
 #: Seconds that a migration's source has to flush and yield.
 YIELD_TIMEOUT = 60.0
@@ -62,55 +52,8 @@ SHORT_ROUND = 0.03
 ROUNDS = 8
 
 
-class Mode(StrEnum):
-    ATTACHED = "attached"
-    EXCLUSIVE = "exclusive"
-    SHARED = "shared"
-    CLOSED = "closed"
-    SNAPSHOT = "snapshot"
-
-
 class _DiedError(HeldError):
     """The lock is free, and what its holder acknowledged may be known to its node only."""
-
-
-class Gate:
-    """Lets requests through, until somebody holds them all to have the volume alone."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
-        self._running = 0
-        self._held = False
-
-    def enter(self) -> None:
-        with self._condition:
-            while self._held:
-                self._condition.wait()
-            self._running += 1
-
-    def leave(self) -> None:
-        with self._condition:
-            self._running -= 1
-            if self._held and not self._running:
-                self._condition.notify_all()
-
-    @contextlib.contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        """Wait for running requests and keep new ones waiting."""
-        with self._condition:
-            deadline = time.monotonic() + DRAIN_TIMEOUT
-            if not self._condition.wait_for(lambda: not self._held, DRAIN_TIMEOUT):
-                raise ServerError(name=name, message="another snapshot or close has not ended")
-            self._held = True
-            drained = self._condition.wait_for(lambda: not self._running, deadline - time.monotonic())
-        try:
-            if not drained:
-                raise ServerError(name=name, message=f"its requests did not end within {DRAIN_TIMEOUT:g} s")
-            yield
-        finally:
-            with self._condition:
-                self._held = False
-                self._condition.notify_all()
 
 
 class Session:
@@ -121,7 +64,7 @@ class Session:
         self._name = name
         self._run = run
         #: Where marks of owned pages go until a flush; a store that keeps them with the data needs none.
-        self._marks = None if store.atomic_pages else run
+        self._marks = RunMarks(None if store.atomic_pages else run)
         self._gate = Gate()
         self._control = threading.RLock()
         self._lock: VolumeLock | None = None
@@ -327,10 +270,9 @@ class Session:
             if before is not None and not from_dead and self._died_elsewhere(before):
                 raise _DiedError(name=self._name, holder=before)
             holder = myself()._replace(loss=loss)
-            self._prepare_run(before.token if before else "", holder.token)
+            self._marks.hand_over(before.token if before else "", holder.token)
             lock.record(holder)
-            if self._marks is not None:
-                run_pages.write_tokens(self._marks, [holder.token])
+            self._marks.belong_to(holder.token)
             with self._gate.hold(self._name):
                 self.loss = loss
                 self._load_settled()
@@ -344,19 +286,7 @@ class Session:
     def _died_elsewhere(self, before: Holder) -> bool:
         if self._store.atomic_pages or before.yielded:
             return False
-        return self._marks is None or before.token not in run_pages.read_tokens(self._marks)
-
-    def _prepare_run(self, old: str, new: str) -> None:
-        """Keep a dead predecessor's marks if nobody held the lock since, else drop them.
-
-        Both tokens are true for a moment: a death before or after the new one is recorded must not lose marks.
-        """
-        if self._marks is None:
-            return
-        valid = bool(old) and old in run_pages.read_tokens(self._marks)
-        if not valid:
-            run_pages.forget(self._marks)
-        run_pages.write_tokens(self._marks, [old, new] if valid else [new])
+        return not self._marks.are_true_under(before.token)
 
     def _load_settled(self) -> None:
         """Begin with the map that is there: an older one would not know what will be flushed in this one's epoch."""
@@ -365,8 +295,7 @@ class Session:
         self._load(found)
 
     def _load(self, volume_map: VolumeMap) -> None:
-        run = RunPages(self._marks, volume_map.current) if self._marks is not None else None
-        self._volume = Volume(self._store, volume_map, cached=True, run=run)
+        self._volume = Volume(self._store, volume_map, cached=True, run=self._marks.pages(volume_map.current))
         if self.loss:
             self._volume.distrust(OSError(errno.EIO, self.loss))
 
@@ -389,8 +318,7 @@ class Session:
                 self._seen = self._store.map_version(self._name)
                 # Without it, the other side of a migration waits for us in vain.
                 self._note(self._lock, yielded=True)
-            if self._marks is not None:
-                run_pages.forget(self._marks)
+            self._marks.forget()
             self._lock.release()
             self._lock = None
             self._token = ""
@@ -443,8 +371,7 @@ class Session:
             self._lock, self._token = None, ""
             self._volume = Volume(self._store, self._store.read_map(self._name), cached=False)
             self._seen = self._store.map_version(self._name)
-            if self._marks is not None:
-                run_pages.forget(self._marks)
+            self._marks.forget()
             self._fenced = self._in_doubt = False
 
     def close(self) -> None:
@@ -459,8 +386,8 @@ class Session:
         """Go on in the mode in which a predecessor died, and with what it had acknowledged."""
         if self.mode is Mode.SNAPSHOT or self._run is None:
             return
-        mode = self._left_mode()
-        left = self._marks is not None and run_pages.are_left(self._marks)
+        mode = left_mode(self._run)
+        left = self._marks.are_left()
         try:
             if mode is Mode.EXCLUSIVE or (mode is Mode.ATTACHED and left):
                 self._reopen()
@@ -475,13 +402,6 @@ class Session:
             if mode is not Mode.SHARED:
                 self.mode = Mode.CLOSED
             warning("%s", error)
-
-    def _left_mode(self) -> Mode:
-        assert self._run is not None
-        try:
-            return Mode((self._run / MODE_FILE).read_text().strip())
-        except (FileNotFoundError, ValueError):
-            return Mode.ATTACHED
 
     def _reopen(self) -> None:
         deadline = time.monotonic() + RESUME_TIMEOUT
@@ -499,9 +419,7 @@ class Session:
             info("%s: %s, was %s", self._name, mode.value, self.mode.value)
         self.mode = mode
         if self._run is not None:
-            temporary = self._run / f".{MODE_FILE}"
-            temporary.write_text(mode.value)
-            os.replace(temporary, self._run / MODE_FILE)
+            leave_mode(self._run, mode)
 
     def shutdown(self) -> None:
         """The orderly end: flush, release, leave nothing under /run but the mode."""

@@ -141,10 +141,11 @@ def _home_of(site: Site, options: Options, name: str) -> str:
 
 def _check_node(site: Site, name: str, repair: bool) -> list[Finding]:
     """What is under /run of volumes that nobody serves: after this node's power, it is gone."""
-    from extstorage import attached, run_pages
+    from extstorage import attached
+    from extstorage.run_pages import RunMarks
 
     dead = [one for one in attached.names(site) if name in ("", one) and attached.is_dead(site, one)]
-    return [_dead(site, one, run_pages.are_left(site.directory(one)), repair) for one in dead]
+    return [_dead(site, one, RunMarks(site.directory(one)).are_left(), repair) for one in dead]
 
 
 def _dead(site: Site, name: str, marks: bool, repair: bool) -> Finding:

@@ -10,9 +10,10 @@ import pytest
 
 from extstorage import apply, attached, catalog, servers
 from extstorage.files_store import create_store, open_store
+from extstorage.modes import Mode
 from extstorage.names import BLOCK, PAGE
 from extstorage.servers import Site
-from extstorage.session import Mode, Session
+from extstorage.session import Session
 
 A = memoryview(b"a" * PAGE)
 

@@ -22,12 +22,12 @@ import pytest
 from extstorage import fetch, streams
 from extstorage.confined import confined
 from extstorage.images import import_from
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK
 from extstorage.session import Session
 from extstorage.streams import Given, Terms
 from ganeti_plugin.errors import Error, InputError, StateError
 from ganeti_plugin.run import spawn
+from tests.datapath.memory_store import MemoryStore
 
 pytestmark = pytest.mark.timeout(120)
 

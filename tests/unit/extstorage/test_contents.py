@@ -15,10 +15,10 @@ from extstorage import catalog, file_system, maps
 from extstorage.errors import BrokenError
 from extstorage.files_store import create_store, open_store
 from extstorage.maps import Source
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE
 from extstorage.session import Session
 from extstorage.store import Info, Store
+from tests.datapath.memory_store import MemoryStore
 
 DATA = os.urandom(3 * PAGE + 100)
 DIGEST = hashlib.sha256(DATA).digest()

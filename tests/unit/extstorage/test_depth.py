@@ -16,11 +16,11 @@ from extstorage import catalog, gc
 from extstorage.file_layers import FileLayer
 from extstorage.files_store import FilesStore, create_store
 from extstorage.maps import DEPTH
-from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.checks import verify
+from tests.datapath.memory_store import MemoryLayer, MemoryStore
 from tests.datapath.model import Model
 
 SIZE = 2 * BLOCK + 3 * PAGE + SECTOR

@@ -14,10 +14,10 @@ from extstorage import catalog, fsck, gc, maps
 from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.files_store import FilesStore, create_store
 from extstorage.maps import DEPTH
-from extstorage.memory_store import MemoryLayer, MemoryStore
 from extstorage.names import BLOCK, PAGE
 from extstorage.session import Session
 from extstorage.store import Info, Store
+from tests.datapath.memory_store import MemoryLayer, MemoryStore
 
 BLOCKS = 4
 

@@ -9,9 +9,9 @@ from random import Random
 import pytest
 
 from extstorage.files_store import create_store, open_store
-from extstorage.memory_store import MemoryStore
 from extstorage.store import Store
 from tests.datapath.generator import Generator, World
+from tests.datapath.memory_store import MemoryStore
 from tests.datapath.tap import Reaper, Saboteur, Tap
 
 STEPS = 600

@@ -26,11 +26,11 @@ from extstorage import catalog, control, gc, maps, stores
 from extstorage.errors import BrokenError
 from extstorage.files_store import create_store, open_store
 from extstorage.maps import CONTENT, VolumeMap
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, LARGEST, PAGE, SECTOR, check_name, check_size
 from extstorage.session import Session
 from extstorage.store import Info, Store, decode_info, encode_info
 from ganeti_plugin.errors import Error
+from tests.datapath.memory_store import MemoryStore
 
 HEADER = struct.Struct("<8sIIQ16sQIIIIII")
 NUMBERS = (0, 1, 2, 3, 4, 255, BLOCK - 1, BLOCK, LARGEST, LARGEST + 1, (1 << 31) - 1, 1 << 31, (1 << 32) - 1)

@@ -10,8 +10,8 @@ import pytest
 from extstorage import catalog, gallery
 from extstorage.errors import AlreadyThereError, BadNameError, HeldError, NoSuchVolumeError, WithdrawnError
 from extstorage.files_store import create_store
-from extstorage.memory_store import MemoryStore
 from extstorage.store import Info, Store
+from tests.datapath.memory_store import MemoryStore
 
 SIZE = 1 << 20
 

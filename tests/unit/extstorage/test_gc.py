@@ -16,12 +16,12 @@ from extstorage.errors import BrokenError, BusyError, HeldError
 from extstorage.files_store import FilesStore, create_store
 from extstorage.maps import CONTENT, DEPTH, Source
 from extstorage.marks import Marks
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE
 from extstorage.scans import scan_of
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.history import BLOCKS, History, named, read, snapshot, stress, write
+from tests.datapath.memory_store import MemoryStore
 
 
 @pytest.fixture(params=["files", "memory"])

@@ -13,11 +13,11 @@ from extstorage.content import Block, digest_of, root_of, root_of_map
 from extstorage.errors import AlreadyThereError, BadNameError, HeldError, NoSuchVolumeError
 from extstorage.files_store import create_store
 from extstorage.hashing import NotHashableError, Unhashed, hash_snapshot
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from extstorage.volume import Volume
+from tests.datapath.memory_store import MemoryStore
 
 SIZE = 9 * BLOCK + 3 * SECTOR
 

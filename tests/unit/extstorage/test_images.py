@@ -21,13 +21,13 @@ from extstorage.errors import AlreadyThereError, BadNameError, BadSizeError, Ful
 from extstorage.files_store import FilesStore, create_store
 from extstorage.images import import_from
 from extstorage.maps import DIGEST, VolumeMap
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.sources import UnusableFileError
 from extstorage.store import Info, Store
 from extstorage.streams import Given, Terms
 from ganeti_plugin.containers import ImageRefusedError
+from tests.datapath.memory_store import MemoryStore
 
 SIZE = 20 * BLOCK + 5 * SECTOR
 

@@ -24,7 +24,6 @@ from extstorage.errors import (
 from extstorage.files_store import create_store
 from extstorage.hashing import hash_snapshot
 from extstorage.maps import Source
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, LARGEST, PAGE
 from extstorage.pithos import MapRefusedError, NoPithosError, NoSuchMapError, Pithos, parse
 from extstorage.pithos_export import ExportError, NotHashedError, export
@@ -33,6 +32,7 @@ from extstorage.references import BadReferenceError, Reference, reference
 from extstorage.servers import Site
 from extstorage.session import Session
 from extstorage.store import Info, Store
+from tests.datapath.memory_store import MemoryStore
 from tests.unit.extstorage.pithos_files import EMPTY, PithosFiles, hash_of_block, v2_entry
 
 Make = Callable[[PithosFiles, bytes], str]

@@ -9,10 +9,10 @@ import pytest
 
 from extstorage import catalog, devices
 from extstorage.errors import BadNameError
-from extstorage.memory_store import MemoryStore
 from extstorage.properties import NotOursError, volume_of
 from extstorage.servers import Site
 from extstorage.store import Info
+from tests.datapath.memory_store import MemoryStore
 
 NAME = "11111111-2222-3333-4444-555555555555.ext.disk0"
 

@@ -17,12 +17,12 @@ from extstorage import catalog, fsck, gallery, gc, maps, scrub, stats
 from extstorage.errors import HeldError
 from extstorage.files_store import create_store
 from extstorage.maps import Source
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE
 from extstorage.scans import Reader, Scan
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.history import snapshot, write
+from tests.datapath.memory_store import MemoryStore
 
 FEW, MANY = 10, 1000
 

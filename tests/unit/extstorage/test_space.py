@@ -8,13 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from extstorage import apply, space
-from extstorage.memory_store import MemoryStore
 from extstorage.plan import CreatePlan
 from extstorage.servers import Site
 from extstorage.space import NearlyFullError, Usage
 from extstorage.store import Space
 from ganeti_plugin import config
 from ganeti_plugin.settings import Archipelago
+from tests.datapath.memory_store import MemoryStore
 
 
 @pytest.mark.parametrize(

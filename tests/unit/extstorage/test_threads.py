@@ -20,11 +20,11 @@ import pytest
 import extstorage.session
 from extstorage import catalog, gc
 from extstorage.files_store import create_store
-from extstorage.memory_store import MemoryStore
 from extstorage.names import BLOCK, PAGE, SECTOR
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.checks import polling, read
+from tests.datapath.memory_store import MemoryStore
 
 THREADS = 4
 SECTORS = 16  # of each thread in each place

@@ -4,8 +4,6 @@
 It can be `atomic`, too: then it keeps its promises as the RADOS store does, and loses nothing.
 """
 
-# ruff: noqa: ARG002 - `store.py` prescribes the arguments
-
 from __future__ import annotations
 
 import contextlib

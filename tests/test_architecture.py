@@ -142,6 +142,16 @@ def test_internal_names_stay_internal(path: Path) -> None:
             assert name.startswith("__") or not name.startswith("_"), f"{shown(path)} imports {module}.{name}"
 
 
+def test_every_module_of_the_store_is_in_the_newcomers_list() -> None:
+    """docs/architecture.md names each once, and none that is gone."""
+    text = (TREE / "docs/architecture.md").read_text(encoding="utf-8")
+    section = text.split("## The modules of extstorage\n")[1].split("\n## ")[0]
+    table = [line for line in section.splitlines() if line.startswith("|")]
+    modules = {path.name for path in (TREE / "extstorage").glob("*.py")} - {"__init__.py"}
+    introduced = {"errors.py", "identity.py"}
+    assert sorted([*re.findall(r"`(\w+\.py)`", "\n".join(table)), *introduced]) == sorted(modules)
+
+
 def test_no_import_cycles() -> None:
     arrows = {
         module: {target_of(*pair) for pair in imports(path, top_level_only=True)} & set(MODULES) - {module}

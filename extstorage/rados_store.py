@@ -8,14 +8,12 @@ All objects are in one namespace of one replicated pool. What an object is, its 
     names                       table: the names there may be; a name is entered before its head is made
     head.NAME                   the map, or its header and where its body is; its attribute `info` has the facts; all
                                 change at once
-    body.GENERATION.PART        the body of a large map; it never changes, for another map is another generation
+    body.*                      the body of a large map (rados_bodies.py)
     bodies                      table: the generations that several heads may name, entered before a second one does
     only.WORK                   a lock for work of which there is one at a time
     lock.NAME, wanted.NAME      the lock (rados_locks.py); the other side of a migration asks for it
     layers, index.*, data.*     the pages (rados_layers.py)
-    content.DIGEST              a content block
-    contents.XX                 tables: the digests whose first byte is XX, modulo 64; entered before the block is made,
-                                and left there for a day after it is gone
+    content.*, contents.*       content blocks, and tables of them (rados_contents.py)
 
 So everything is found by its name or in a table, and nothing needs a walk over the pool, which only a check and a scrub
 do. What a death may leave are entries in tables without an object, and bodies that no head names, but a table does: the
@@ -28,17 +26,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
 import threading
-import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from typing import NamedTuple
 
-from extstorage import maps
-from extstorage.bitmaps import Sample, indexes_of, runs_of
-from extstorage.digests import Digests
+from extstorage import maps, rados_bodies, rados_space
 from extstorage.errors import (
     AlreadyThereError,
     BadStoreError,
@@ -48,22 +39,13 @@ from extstorage.errors import (
     NoStoreError,
     NoSuchVolumeError,
 )
-from extstorage.maps import HEADER, MAGIC, Source, VolumeMap
-from extstorage.names import BLOCK, PAGE, token
+from extstorage.maps import HEADER, Source, VolumeMap
+from extstorage.names import BLOCK
+from extstorage.rados_bodies import Beginning, Body, bodies_in, head_of, new_body, note_of, read_part, split_head
+from extstorage.rados_contents import RadosContents
 from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError, ReplacedMapError
-from extstorage.rados_layers import (
-    LAYERS,
-    ContentBlock,
-    data_key,
-    index_key,
-    indexed,
-    make_layer,
-    open_layer,
-    read_pages,
-    source_of,
-    stem_of,
-)
-from extstorage.rados_locks import FENCE_SECONDS, HeldLock, Identity, Locks
+from extstorage.rados_layers import LAYERS, make_layer, open_layer, source_of
+from extstorage.rados_locks import HeldLock, Identity, Locks
 from extstorage.rados_pool import Change, Client, Objects
 from extstorage.scans import Scan, scan_of
 from extstorage.store import Info, Layer, R, Space, Stored, T, decode_info, encode_info
@@ -82,50 +64,8 @@ _BODIES = "bodies"
 _INFO = "info"
 _INTENT = "rename"
 
-#: A map of more bytes has its body elsewhere, where clones and snapshots share it.
-INLINE = 64 << 10
-
-#: What one object holds of a body. Larger objects would be slow to recover in the cluster.
-PART = BLOCK
-_MOST_PARTS = 1024
-_ELSEWHERE = re.compile(rb"SNFBODY\n([0-9a-f]{16} [0-9]{1,4}) ([0-9a-f]{8})\n")
-_NOTE = re.compile(rb"([0-9a-f]{16}) ([0-9]{1,4})")
 _LARGEST_HEADER = 4096
 _TRIES = 5
-
-#: Blocks that are removed at a time.
-_PORTION = 10_000
-
-#: Changes of an index at a time.
-_MOST_RUNS = 1000
-
-#: Blocks that are asked for what they occupy: of a layer, or of a table of content blocks; of all layers.
-_SAMPLE = 256
-_LARGE_SAMPLE = 8192
-
-#: Tables of content blocks: with 16 TiB of content, 65000 entries in each.
-_SHARDS = 64
-
-#: Of a content block that is not there any more, and since when.
-_GONE = re.compile(rb"gone ([0-9]{1,15})")
-_CONTENT = re.compile(r"content\.([0-9a-f]{64})", re.ASCII)
-
-
-class Body(NamedTuple):
-    """Where the body of a large map is."""
-
-    generation: str
-    parts: int
-
-    def __str__(self) -> str:
-        return f"{self.generation} {self.parts}"
-
-    def key(self, part: int) -> str:
-        return f"body.{self.generation}.{part:04x}"
-
-    @property
-    def keys(self) -> list[str]:
-        return [self.key(part) for part in range(self.parts)]
 
 
 class RadosStore:
@@ -141,6 +81,7 @@ class RadosStore:
         self._identity = identity or Identity.own()
         self._mutex = threading.Lock()
         self._store_lock: HeldLock | None = None
+        self._contents = RadosContents(lambda: self._objects)
         self._connect()
 
     def _connect(self) -> None:
@@ -205,7 +146,7 @@ class RadosStore:
         for _ in range(_TRIES):
             data, body = self._split(name, self._read_head(name))
             with contextlib.suppress(NoObjectError):
-                parts = self._objects.parallel(self._read_part, body.keys) if body else ()
+                parts = body.read(self._objects) if body else ()
                 return maps.decode(b"".join((data, *parts)), self._path(name))
             # It was replaced meanwhile; the head tells by what.
         raise BrokenError(path=self._path(name), reason="a part of the map is missing")
@@ -225,20 +166,17 @@ class RadosStore:
         def pieces() -> Iterator[bytes]:
             for key in body.keys:
                 try:
-                    yield self._read_part(key)
+                    yield read_part(self._objects, key)
                 except NoObjectError:
                     raise ReplacedMapError(store=self.title, name=name) from None
 
         return Scan(data, self._path(name), pieces, body)
 
-    def _read_part(self, key: str) -> bytes:
-        return self._objects.read(key, PART)
-
     def read_heads(self, name: str) -> VolumeMap:
         for _ in range(_TRIES):
             data, body = self._split(name, self._read_head(name))
             with contextlib.suppress(NoObjectError):
-                return maps.decode_heads(_Beginning(self._objects, data, body).read, self._path(name))
+                return maps.decode_heads(Beginning(self._objects, data, body).read, self._path(name))
         raise BrokenError(path=self._path(name), reason="a part of the map is missing")
 
     def _read_head(self, name: str) -> bytes:
@@ -255,13 +193,11 @@ class RadosStore:
 
     def _split(self, name: str, head: bytes) -> tuple[bytes, Body | None]:
         """The bytes of the map that are in the head, and where the others are."""
-        if head.startswith(MAGIC):
-            return head, None
-        found = _ELSEWHERE.match(head)
-        [body] = _bodies(found[1]) if found and zlib.crc32(found[1]) == int(found[2], 16) else [None]
-        if found is None or body is None or not 0 < body.parts <= _MOST_PARTS:
-            raise BrokenError(path=self._path(name), reason="it is not a map, and does not say where the map is")
-        return head[found.end() :], body
+        try:
+            return split_head(head)
+        except ValueError:
+            reason = "it is not a map, and does not say where the map is"
+            raise BrokenError(path=self._path(name), reason=reason) from None
 
     def write_map(self, name: str, volume_map: VolumeMap, packed: bytes = b"") -> None:
         key = _head(name)
@@ -271,7 +207,7 @@ class RadosStore:
             raise self._no_such(name) from None
         encoded = maps.encode(volume_map, packed)
         old = self._body_of(name, head)
-        if old or len(encoded) > INLINE:
+        if old or len(encoded) > rados_bodies.INLINE:
             old = list(dict.fromkeys((*old, *self._noted(name))))
         data = self._stored(name, encoded, *old)
         # Only over what was read: a change that arrives late, after its sender gave up, must not undo another.
@@ -290,34 +226,27 @@ class RadosStore:
 
     def _stored(self, name: str, encoded: bytes, *old: Body) -> bytes:
         """What to write into the head, once the body is in its place; `old` are what the head may name until then."""
-        if len(encoded) <= INLINE:
+        if len(encoded) <= rados_bodies.INLINE:
             return encoded
         data = memoryview(encoded)[HEADER:]
-        body = Body(token(), -(-len(data) // PART))
+        body = new_body(len(data))
         # On record before it is made, and while the other still is there, so that both are found if this process dies.
         self._note(name, (*old, body))
-
-        def put(part: int) -> None:
-            self._objects.apply(body.key(part), Change().write_full(bytes(data[part * PART : part * PART + PART])))
-
-        list(self._objects.parallel(put, range(body.parts)))
-        return _elsewhere(body, encoded[:HEADER])
+        body.write(self._objects, data)
+        return head_of(body, encoded[:HEADER])
 
     def _note(self, name: str, bodies: Iterable[Body]) -> None:
-        self._objects.put_entry(_NAMES, name, "\n".join(map(str, bodies)).encode())
+        self._objects.put_entry(_NAMES, name, note_of(bodies))
 
     def _noted(self, name: str) -> list[Body]:
         """The bodies that were made for that name; they may be gone."""
-        return _bodies(self._objects.entry(_NAMES, name) or b"")
+        return bodies_in(self._objects.entry(_NAMES, name) or b"")
 
     def _release(self, bodies: list[Body]) -> None:
         """Remove bodies that the head does not name any more. Others may name what is shared: `tidy` looks for them."""
         for body in bodies:
             if self._objects.entry(_BODIES, body.generation) is None:
-                self._remove_body(body)
-
-    def _remove_body(self, body: Body) -> None:
-        list(self._objects.parallel(self._objects.remove, body.keys))
+                body.remove(self._objects)
 
     def read_info(self, name: str) -> Info:
         try:
@@ -352,8 +281,8 @@ class RadosStore:
         if body is None:
             copy = maps.copied(data, head, self._path(origin))
         else:
-            copy = _elsewhere(body, maps.new_header(data, head, self._path(origin)))
-            self._objects.put_entry(_BODIES, body.generation, str(body).encode())
+            copy = head_of(body, maps.new_header(data, head, self._path(origin)))
+            self._objects.put_entry(_BODIES, body.generation, note_of([body]))
         self._enter(name)
         self._make_head(name, copy, info)
 
@@ -460,7 +389,7 @@ class RadosStore:
                 self._forget_name(name)
         # Nor can a head name them again.
         for body in [] if dry_run else bodies:
-            self._remove_body(body)
+            body.remove(self._objects)
             self._objects.drop_entry(_BODIES, body.generation)
         return len(names) + len(bodies)
 
@@ -482,7 +411,7 @@ class RadosStore:
             named = {self._split(name, head)[1] for name, head in heads.items()}
         except BrokenError:
             return []
-        return [body for body in _bodies(b"\n".join(self._objects.entries(_BODIES).values())) if body not in named]
+        return [body for body in bodies_in(b"\n".join(self._objects.entries(_BODIES).values())) if body not in named]
 
     def loss(self, name: str) -> str:  # noqa: ARG002 - there never is any
         """What was acknowledged is on the disks of all replicas."""
@@ -524,12 +453,12 @@ class RadosStore:
 
     def layer(self, source: Source, *, writable: bool = False) -> Layer:
         if source.is_content:
-            return self._foreign_block(source.owner) or ContentBlock(self._objects, _content(source.owner))
+            return self._foreign_block(source.owner) or self._contents.block(source.owner)
         return make_layer(self._objects, source) if writable else open_layer(self._objects, source)
 
     def _foreign_block(self, digest: bytes) -> Layer | None:
         """Ours is looked for first, and only if there may be another: that is a question to the cluster."""
-        if self.foreign is None or self._content_version(digest) is not None:
+        if self.foreign is None or self._contents.version(digest) is not None:
             return None
         return self.foreign(digest)
 
@@ -539,201 +468,43 @@ class RadosStore:
                 yield source_of(stem)
 
     def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:
-        """In portions, each of which is struck from the index: whoever goes on later need not begin anew."""
-        deadline = time.monotonic() + patience
-        freed, left = 0, indexes_of(indexed(self._objects, source))
-        while some := list(islice(left, _PORTION)):
-            if time.monotonic() >= deadline:
-                return freed
-            freed += self._free(source, some)
-            struck = Change().write(some[0], bytes(some[-1] - some[0] + 1))
-            self._objects.apply(index_key(source), struck, force=True)
-        self._objects.remove(index_key(source))
-        self._objects.drop_entry(LAYERS, stem_of(source))
-        return freed
+        return rados_space.remove_layer(self._objects, source, patience)
 
     def free_blocks(self, source: Source, keep: int) -> int:
-        gone = indexed(self._objects, source) & ~keep
-        freed = self._free(source, indexes_of(gone))
-        left = runs_of(gone)
-        while runs := list(islice(left, _MOST_RUNS)):
-            change = Change()
-            for first, end in runs:
-                change.write(first, bytes(end - first))
-            self._objects.apply(index_key(source), change, force=True)
-        return freed
-
-    def _free(self, source: Source, blocks: Iterable[int]) -> int:
-        def free(index: int) -> int:
-            size = self._block_used(source, index)
-            return size if self._objects.remove(data_key(source, index)) else 0
-
-        return sum(self._objects.parallel(free, blocks))
+        return rados_space.free_blocks(self._objects, source, keep)
 
     def used(self, source: Source) -> int:
-        """Each block tells its own. Of many, some are asked, and the rest is taken to be alike."""
-
-        def used(index: int) -> int:
-            return self._block_used(source, index)
-
-        sample: Sample[None] = Sample(_SAMPLE)
-        sample.add(None, indexed(self._objects, source))
-        return sample.sum_of(self._objects.parallel(used, (index for _, index in sample.chosen)))
+        return rados_space.used(self._objects, source)
 
     def stored(self) -> Stored:
-        """An index is read for each layer; asking each of its blocks would take as long as a collection of them all."""
-        sources = list(self.layers())
-        blocks: Sample[Source] = Sample(_LARGE_SAMPLE)
-        for source, bits in zip(sources, self._objects.parallel(self._indexed, sources), strict=True):
-            blocks.add(source, bits)
-        occupied = blocks.sum_of(self._objects.parallel(lambda one: self._block_used(*one), blocks.chosen))
-        contents = 0
-        for shard in range(_SHARDS):
-            entries = self._objects.entries(_shard(bytes([shard])))
-            digests = [bytes.fromhex(entry) for entry, value in entries.items() if not _GONE.fullmatch(value)]
-            asked = digests[:: max(1, len(digests) // _SAMPLE)]
-            sizes = sum(self._objects.parallel(self.content_used, asked))
-            occupied += sizes * len(digests) // max(1, len(asked))
-            contents += len(digests)
-        return Stored(occupied, contents)
+        return rados_space.stored(self._objects, list(self.layers()), self._contents)
 
-    def _indexed(self, source: Source) -> int:
-        return indexed(self._objects, source)
-
-    def _block_used(self, source: Source, index: int) -> int:
-        try:
-            owned, zeros = read_pages(self._objects, data_key(source, index)) or (0, 0)
-        except BrokenError:
-            return BLOCK
-        return (owned & ~zeros).bit_count() * PAGE
-
-    # Content. The object's version tells whether it was touched.
+    # Content.
 
     def put_content(self, digest: bytes, data: memoryview) -> bool:
-        key = _content(digest)
-        while True:
-            with contextlib.suppress(NoObjectError, ChangedObjectError):
-                version = self._objects.version(key)
-                self._objects.apply(key, Change().at_version(version).set_attribute("touched", b""))
-                return False
-            self.enter_content(digest)
-            with contextlib.suppress(ChangedObjectError):
-                self._objects.apply(key, Change().exclusive().write_full(bytes(data)))
-                return True
+        return self._contents.put(digest, data)
 
     def sync_contents(self) -> None:
         """Each was durable at once."""
 
     def contents(self) -> Iterator[tuple[bytes, object]]:
-        for shard in range(_SHARDS):
-            found = self._objects.entries(_shard(bytes([shard])))
-            digests = [bytes.fromhex(entry) for entry in sorted(found)]
-            for digest, version in zip(digests, self._objects.parallel(self._content_version, digests), strict=True):
-                value = found[digest.hex()]
-                if version is not None or not _may_come(value):
-                    yield digest, (version, value)
+        return self._contents.versions()
 
     def walk_contents(self) -> Iterator[tuple[bytes, bool]]:
-        """One question to the cluster for hundreds of objects, where `contents` asks about each."""
-        entered = Digests()
-        for shard in range(_SHARDS):
-            for entry in self._objects.entries(_shard(bytes([shard]))):
-                entered.add(bytes.fromhex(entry))
-        for key in self._objects.keys():  # noqa: SIM118 - it is no mapping
-            if found := _CONTENT.fullmatch(key):
-                digest = bytes.fromhex(found[1])
-                yield digest, digest in entered or self._is_entered(digest)
-
-    def _is_entered(self, digest: bytes) -> bool:
-        """Of a block that may have come, or gone, since the tables were read: as long as it is there, its entry is."""
-        is_there = self._content_version(digest) is not None
-        return not is_there or self._objects.entry(_shard(digest), digest.hex()) is not None
+        return self._contents.walk()
 
     def enter_content(self, digest: bytes) -> None:
-        self._objects.put_entry(_shard(digest), digest.hex(), token().encode())
-
-    def _content_version(self, digest: bytes) -> int | None:
-        try:
-            return self._objects.version(_content(digest))
-        except NoObjectError:
-            return None
+        self._contents.enter(digest)
 
     def content_used(self, digest: bytes) -> int:
-        try:
-            return self._objects.size(_content(digest))
-        except NoObjectError:
-            return 0
+        return self._contents.used(digest)
 
     def remove_content(self, digest: bytes, version: object) -> int:
-        """The entry stays for a day, for one who died, or had no answer, may have sent the block before: it may come
-        at any time, shut out or not, and a collection must find it then.
-        """
-        assert isinstance(version, tuple)
-        at, value = version
-        freed = self.content_used(digest)
-        if at is None and freed:
-            return 0
-        try:
-            if at is not None:
-                self._objects.apply(_content(digest), Change().at_version(at).remove(), force=True)
-        except NoObjectError:
-            freed = 0
-        except ChangedObjectError:
-            return 0
-        # One who is about to put it again has changed the entry.
-        if at is None and _GONE.fullmatch(value):
-            self._objects.drop_entry(_shard(digest), digest.hex(), value)
-        else:
-            self._objects.replace_entry(_shard(digest), digest.hex(), value, b"gone %d" % time.time())
-        return freed
-
-
-class _Beginning:
-    """The first bytes of a map, read as they are asked for."""
-
-    def __init__(self, objects: Objects, data: bytes, body: Body | None) -> None:
-        self._objects = objects
-        self._data = data
-        self._body = body
-        self._at = 0
-
-    def read(self, length: int) -> bytes:
-        found, self._data = self._data[:length], self._data[length:]
-        while len(found) < length and self._body and self._at < self._body.parts * PART:
-            part, offset = divmod(self._at, PART)
-            piece = self._objects.read(self._body.key(part), min(length - len(found), PART - offset), offset)
-            if not piece:
-                break
-            found += piece
-            self._at += len(piece)
-        return found
-
-
-def _elsewhere(body: Body, header: bytes) -> bytes:
-    where = str(body).encode()
-    return b"SNFBODY\n%s %08x\n%s" % (where, zlib.crc32(where), header)
-
-
-def _bodies(note: bytes) -> list[Body]:
-    return [Body(generation.decode(), int(parts)) for generation, parts in _NOTE.findall(note)]
+        return self._contents.remove(digest, version)
 
 
 def _head(name: str) -> str:
     return f"head.{name}"
-
-
-def _content(digest: bytes) -> str:
-    return f"content.{digest.hex()}"
-
-
-def _may_come(entry: bytes) -> bool:
-    """Whether a block that is not there may have been sent so late that it comes yet."""
-    gone = _GONE.fullmatch(entry)
-    return gone is not None and abs(time.time() - int(gone[1])) < FENCE_SECONDS
-
-
-def _shard(digest: bytes) -> str:
-    return f"contents.{digest[0] % _SHARDS:02x}"
 
 
 def open_store(spec: RadosSpec, *, deadline: float = 0.0, identity: Identity | None = None) -> RadosStore:

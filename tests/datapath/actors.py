@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from extstorage import content, rados_locks, rados_pool, rados_store, session
+from extstorage import content, rados_bodies, rados_locks, rados_pool, session
 from extstorage.rados_locks import Identity, Locks
 from extstorage.rados_pool import Objects
 from extstorage.rados_store import RadosStore, create_store
@@ -85,8 +85,8 @@ class Processes:
         patch.setattr(rados_locks, "time", self)
         patch.setattr(session, "time", self)
         # Maps of a few bytes already have bodies elsewhere, in parts.
-        patch.setattr(rados_store, "INLINE", 0)
-        patch.setattr(rados_store, "PART", 40)
+        patch.setattr(rados_bodies, "INLINE", 0)
+        patch.setattr(rados_bodies, "PART", 40)
 
     def open(self, node: str = "node") -> RadosStore:
         """As one more process."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from extstorage import catalog, gc, maps, rados_store, stores
+from extstorage import catalog, gc, maps, rados_bodies, stores
 from extstorage.errors import BadStoreError, BrokenError, FullStoreError, UnreachableStoreError
 from extstorage.names import BLOCK, PAGE
 from extstorage.rados_layers import PAGES, data_key, encode_pages
@@ -132,8 +132,8 @@ def remove_everything(store: RadosStore) -> None:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps of a few bytes already have bodies elsewhere, in parts."""
-    monkeypatch.setattr(rados_store, "INLINE", 0)
-    monkeypatch.setattr(rados_store, "PART", 20)
+    monkeypatch.setattr(rados_bodies, "INLINE", 0)
+    monkeypatch.setattr(rados_bodies, "PART", 20)
 
 
 def deaths(spec: RadosSpec, action: Callable[[RadosStore], None]) -> Iterator[RadosStore]:
@@ -190,8 +190,8 @@ def test_whenever_a_client_dies_with_a_large_map(
 
 def test_a_map_in_many_parts(rados_store: RadosStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaced while somebody reads it, it is read whole, old or new."""
-    monkeypatch.setattr("extstorage.rados_store.INLINE", 0)
-    monkeypatch.setattr("extstorage.rados_store.PART", 64)
+    monkeypatch.setattr("extstorage.rados_bodies.INLINE", 0)
+    monkeypatch.setattr("extstorage.rados_bodies.PART", 64)
     store = rados_store
     digests = [bytes([number]) * 32 for number in range(40)]
     first = maps.from_digests(len(digests) * BLOCK, bytes(16), digests)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from extstorage import catalog, fsck, gc, maps, rados_store, stats
+from extstorage import catalog, fsck, gc, maps, rados_space, rados_store, stats
 from extstorage.names import BLOCK, PAGE
 from extstorage.rados_pool import Change, Objects
 from extstorage.session import Session
@@ -60,7 +60,7 @@ def test_what_takes_too_long_to_remove_is_left_to_the_collection(
     world: RadosWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(catalog, "_REMOVAL", 0.0)
-    monkeypatch.setattr(rados_store, "_PORTION", 2)
+    monkeypatch.setattr(rados_space, "_PORTION", 2)
     store = world.open()
     catalog.create_volume(store, "vol", 5 * BLOCK)
     for block in (0, 1, 3, 4):
@@ -130,7 +130,7 @@ def test_of_many_blocks_some_are_asked_what_they_occupy(world: RadosWorld, monke
         return real(objects, key, name)
 
     monkeypatch.setattr(Objects, "attribute", counted)
-    monkeypatch.setattr(rados_store, "_LARGE_SAMPLE", 8)
+    monkeypatch.setattr(rados_space, "_LARGE_SAMPLE", 8)
     # Some are in the index and not there.
     assert store.stored().bytes == pytest.approx(40 * PAGE, rel=0.3)
     assert 8 <= len(asked) <= 16

@@ -190,7 +190,7 @@ def put_too_late(processes: Processes, store: RadosStore, monkeypatch: pytest.Mo
 
 def pass_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
     later = time.time() + 25 * 3600
-    monkeypatch.setattr("extstorage.rados_store.time.time", lambda: later)
+    monkeypatch.setattr("extstorage.rados_contents.time.time", lambda: later)
 
 
 @pytest.mark.parametrize("also_by_others", [False, True])

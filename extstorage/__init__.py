@@ -4,5 +4,5 @@
 The folder `archipelago/` is what Ganeti sees; the flow of one call is request (`ganeti_plugin.contract.extstorage`),
 plan (`plan.py`), apply (`apply.py`), answer (`answer.py`). Below them: `catalog.py` makes and removes volumes,
 `volume.py` reads and writes one, `maps.py` and `pages.py` are the pure arithmetic, `store.py` says what a store must
-do, `files_store.py` and `rados_store.py` do it, `stores.py` is the table of those that the configuration names.
+do, `files_store.py` and `rados_store.py` do it. docs/architecture.md introduces all modules.
 """

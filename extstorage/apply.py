@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from extstorage import answer, attached, catalog, control, devices, servers, space, stores
+from extstorage import answer, attached, catalog, control, devices, servers, space, specs, stores
 from extstorage.errors import (
     BadSizeError,
     BrokenError,
@@ -58,7 +58,7 @@ def using_store(site: Site, name: str = "", *, make: bool = False) -> Iterator[S
     """The store of that name, or else the default one, as its user. Raises FullStoreError when it is full."""
     name = name or site.default_store
     with acting_as(site.user):
-        store = stores.open_store(stores.spec_of(site.stores, name), make, pithos=site.pithos)
+        store = stores.open_store(specs.spec_of(site.stores, name), make, pithos=site.pithos)
         try:
             yield store
         except OSError as error:
@@ -92,7 +92,7 @@ def find(site: Site, volume: str, wanted: str = "") -> str:
         raise faults[0]
     for name in filter(None, _likely(site, volume, wanted)):
         try:
-            stores.spec_of(site.stores, name)
+            specs.spec_of(site.stores, name)
         except InputError as error:
             raise UnreachableStoreError(name=name, reason=error) from None
     return ""

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbdkit
 
-from extstorage import answer, control, names, sentences, stores
+from extstorage import answer, control, names, sentences, specs, stores
 from extstorage.errors import (
     BadStoreError,
     BrokenError,
@@ -141,14 +141,14 @@ class Server:
         """Where blocks are that the store does not have."""
         return {} if "store" in self.settings else configuration.load().archipelago.pithos
 
-    def place(self) -> stores.Spec:
+    def place(self) -> specs.Spec:
         """Which store the volume is in."""
         if "store" in self.settings:
-            return stores.parse(self.settings["store"])
+            return specs.parse(self.settings["store"])
         settings = configuration.load().archipelago
         with contextlib.suppress(FileNotFoundError):
-            return stores.spec_of(settings.stores, (self.run / stores.STORE_FILE).read_text(encoding="ascii").strip())
-        return stores.spec_of(settings.stores, settings.default_store)
+            return specs.spec_of(settings.stores, (self.run / stores.STORE_FILE).read_text(encoding="ascii").strip())
+        return specs.spec_of(settings.stores, settings.default_store)
 
     def use(self) -> Session:
         if self.session is None:

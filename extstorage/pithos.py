@@ -34,8 +34,8 @@ from extstorage.file_layers import ContentFile
 from extstorage.maps import DIGEST, VolumeMap
 from extstorage.names import BLOCK, SECTOR, blocks_of, new_id
 from extstorage.references import HASH, Reference
+from extstorage.specs import RadosSpec, parse_options
 from extstorage.store import Layer
-from extstorage.stores import RadosSpec, parse_options
 from ganeti_plugin.errors import InputError
 
 if TYPE_CHECKING:

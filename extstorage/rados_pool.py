@@ -24,8 +24,8 @@ import rados
 from extstorage.errors import FencedClientError, FullStoreError, UnreachableStoreError
 from extstorage.names import token
 from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError, RadosError
+from extstorage.specs import RadosSpec
 from extstorage.store import Space
-from extstorage.stores import RadosSpec
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor

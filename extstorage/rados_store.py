@@ -48,8 +48,8 @@ from extstorage.rados_layers import LAYERS, make_layer, open_layer, source_of
 from extstorage.rados_locks import HeldLock, Identity, Locks
 from extstorage.rados_pool import Change, Client, Objects
 from extstorage.scans import Scan, scan_of
+from extstorage.specs import RadosSpec
 from extstorage.store import Info, Layer, R, Space, Stored, T, decode_info, encode_info
-from extstorage.stores import RadosSpec
 
 KIND = "snf-archipelago"
 VERSION = 1

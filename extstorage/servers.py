@@ -19,7 +19,8 @@ from typing import NamedTuple
 from extstorage import answer, control
 from extstorage.errors import ServerError
 from extstorage.identity import acting_as, ids_of
-from extstorage.stores import STORE_FILE, RadosSpec, asks_the_network, spec_of
+from extstorage.specs import RadosSpec, spec_of
+from extstorage.stores import STORE_FILE, asks_the_network
 from ganeti_plugin.errors import CommandError, Error, InputError
 from ganeti_plugin.files import read_bounded, remove, remove_tree, write_atomically
 from ganeti_plugin.log import warning

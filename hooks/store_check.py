@@ -18,9 +18,9 @@ class StoresError(StateError):
 def react(_call: HookCall | None) -> None:
     if not archipelago.is_installed():
         return
-    from extstorage import apply, space, stores
+    from extstorage import apply, space, specs
 
     site = apply.site()
-    found = [*space.complaints(apply.usages(site)), *stores.shared_places(site.stores)]
+    found = [*space.complaints(apply.usages(site)), *specs.shared_places(site.stores)]
     if found:
         raise StoresError(complaints="; ".join(found))

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 def here(options: Options) -> Site:
     """This node; a store that was named is its default. Raises NoSuchStoreError."""
-    from extstorage import apply, stores
+    from extstorage import apply, specs
 
     site = apply.site()
     if not options.store:
         return site
-    stores.spec_of(site.stores, options.store)
+    specs.spec_of(site.stores, options.store)
     return site._replace(default_store=options.store)
 
 

@@ -35,16 +35,16 @@ def _names(**_known: object) -> list[str]:
 
 
 def _create(options: Options) -> None:
-    from extstorage import apply, stores
+    from extstorage import apply, specs, stores
 
     site = apply.site()
-    stores.prepare(stores.spec_of(site.stores, options.name), site.user)
+    stores.prepare(specs.spec_of(site.stores, options.name), site.user)
     with apply.using_store(site, options.name, make=True) as store:
         print(f"{options.name}: {store.title} is a store")
 
 
 def _list(options: Options) -> None:
-    from extstorage import apply, stores
+    from extstorage import apply, specs
 
     site = apply.site()
     usages = apply.usages(site)
@@ -53,7 +53,7 @@ def _list(options: Options) -> None:
         print_json(rows)
     else:
         print_rows(("name", "default", "size", "free", "full", "place"), rows)
-    for sentence in stores.shared_places(site.stores):
+    for sentence in specs.shared_places(site.stores):
         print(f"warning: {sentence}", file=sys.stderr)
     faults = [UnreachableStoreError(name=usage.name, reason=usage.fault) for usage in usages if usage.fault]
     if len(faults) > 1:

@@ -21,7 +21,7 @@ from extstorage import content, rados_bodies, rados_locks, rados_pool, session
 from extstorage.rados_locks import Identity, Locks
 from extstorage.rados_pool import Objects
 from extstorage.rados_store import RadosStore, create_store
-from extstorage.stores import RadosSpec
+from extstorage.specs import RadosSpec
 from ganeti_plugin.errors import Error
 from tests.datapath import fake_rados
 from tests.datapath.fake_rados import Cluster, Dying

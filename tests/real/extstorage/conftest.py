@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import stores
+from extstorage import specs
 from extstorage.rados_store import RadosStore, create_store
-from extstorage.stores import RadosSpec
+from extstorage.specs import RadosSpec
 from tests.real.extstorage.ceph import Ceph
 from tests.real.extstorage.provider import do, new_name, traces
 
@@ -48,7 +48,7 @@ def new_spec(ceph: Ceph) -> Callable[..., RadosSpec]:
     """Makes a place that no test used before."""
 
     def make(**more: str) -> RadosSpec:
-        spec = stores.parse(ceph.spec(f"t{next(_numbers)}", **more))
+        spec = specs.parse(ceph.spec(f"t{next(_numbers)}", **more))
         assert isinstance(spec, RadosSpec)
         return spec
 

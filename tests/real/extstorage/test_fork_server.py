@@ -16,9 +16,9 @@ from typing import cast
 
 import pytest
 
-from extstorage import stores
+from extstorage import specs
 from extstorage.rados_store import create_store
-from extstorage.stores import RadosSpec
+from extstorage.specs import RadosSpec
 from ganeti_plugin.files import locked
 from tests.real.extstorage.ceph import Ceph
 from tests.real.extstorage.provider import (
@@ -154,7 +154,7 @@ print(*sorted(set(sys.modules) - loaded))
 
 def test_a_clone_in_rados_finds_everything_loaded(ceph: Ceph) -> None:
     spec = ceph.spec("forks")
-    create_store(cast("RadosSpec", stores.parse(spec))).close()
+    create_store(cast("RadosSpec", specs.parse(spec))).close()
     command = [sys.executable, "-Es", "-c", CLONE, str(SCRIPTS.resolve().parents[1]), spec]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import stores
+from extstorage import specs, stores
 from extstorage.rados_locks import Identity, machine
 from extstorage.rados_store import RadosStore, create_store
 from extstorage.session import Session
+from extstorage.specs import RadosSpec
 from extstorage.store import Store
-from extstorage.stores import RadosSpec
 from tests.datapath.generator import WEIGHTS, Generator, World
 from tests.datapath.nbd_server import NbdSession
 
@@ -79,10 +79,10 @@ class NbdWorld(World):
         self._directory = directory
         self._runs = count()
         self._servers: list[NbdSession] = []
-        stores.open_store(stores.parse(spec), make=True)
+        stores.open_store(specs.parse(spec), make=True)
 
     def open(self) -> Store:
-        return stores.open_store(stores.parse(self._spec))
+        return stores.open_store(specs.parse(self._spec))
 
     def serve(self, name: str, run: Path | None) -> Session:
         if run is None:

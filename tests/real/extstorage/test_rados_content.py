@@ -22,8 +22,8 @@ from extstorage.rados_store import RadosStore
 from extstorage.references import Reference
 from extstorage.scrub import scrub
 from extstorage.session import Session
+from extstorage.specs import RadosSpec
 from extstorage.store import Info
-from extstorage.stores import RadosSpec
 from tests.real.extstorage.ceph import POOL, USER, Ceph
 from tests.unit.extstorage.pithos_files import PithosFiles, v2_entry
 

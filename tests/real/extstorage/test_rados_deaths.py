@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from extstorage import catalog, gc, maps, rados_bodies, stores
+from extstorage import catalog, gc, maps, rados_bodies, specs
 from extstorage.errors import BadStoreError, BrokenError, FullStoreError, UnreachableStoreError
 from extstorage.names import BLOCK, PAGE
 from extstorage.rados_layers import PAGES, data_key, encode_pages
@@ -20,8 +20,8 @@ from extstorage.rados_locks import Identity, machine
 from extstorage.rados_pool import Change, Client, Objects
 from extstorage.rados_store import RadosStore, create_store, open_store
 from extstorage.session import Session
+from extstorage.specs import RadosSpec
 from extstorage.store import Info
-from extstorage.stores import RadosSpec
 from tests.real.extstorage.ceph import Ceph
 
 A, B = (memoryview(letter * PAGE) for letter in (b"a", b"b"))
@@ -357,7 +357,7 @@ def test_a_full_store(tmp_path: Path) -> None:
     """Writes fail, and what frees space works; then writes work again. It needs a Ceph that can be filled."""
     small = Ceph(tmp_path / "ceph", size=64 << 20)
     try:
-        spec = stores.parse(small.spec("full"))
+        spec = specs.parse(small.spec("full"))
         assert isinstance(spec, RadosSpec)
         store = create_store(spec)
         catalog.create_volume(store, "never-opened", BLOCK)

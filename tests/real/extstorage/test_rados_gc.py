@@ -12,8 +12,8 @@ from extstorage import catalog, fsck, gc, maps, rados_space, rados_store, stats
 from extstorage.names import BLOCK, PAGE
 from extstorage.rados_pool import Change, Objects
 from extstorage.session import Session
+from extstorage.specs import RadosSpec
 from extstorage.store import Info
-from extstorage.stores import RadosSpec
 from tests.datapath.history import read, snapshot, stress, write
 from tests.real.extstorage.test_fsx import RadosWorld
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from extstorage import catalog, rados_locks, stores
+from extstorage import catalog, rados_locks, specs
 from extstorage.errors import FencedClientError, FencedError, HeldError, NoSuchVolumeError
 from extstorage.names import BLOCK, PAGE
 from extstorage.rados_errors import RadosError
@@ -22,7 +22,7 @@ from extstorage.rados_locks import HeldLock, Identity, Locks, machine
 from extstorage.rados_pool import Change
 from extstorage.rados_store import RadosStore, create_store, open_store
 from extstorage.session import Session
-from extstorage.stores import RadosSpec
+from extstorage.specs import RadosSpec
 from tests.real.extstorage.ceph import Ceph
 
 TREE = Path(__file__).parents[3]
@@ -38,7 +38,7 @@ def place(ceph: Ceph, request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def spec(place: str) -> RadosSpec:
-    spec = stores.parse(place)
+    spec = specs.parse(place)
     assert isinstance(spec, RadosSpec)
     return spec
 

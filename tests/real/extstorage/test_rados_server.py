@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import gc, stores
+from extstorage import gc, specs
 from extstorage.rados_store import RadosStore, open_store
-from extstorage.stores import RadosSpec
+from extstorage.specs import RadosSpec
 from tests.real.extstorage.ceph import Ceph
 from tests.real.extstorage.fio import Load
 from tests.real.extstorage.provider import Client, command, do, eventually, kill_server, new_name, qemu_io, server_pid
@@ -33,7 +33,7 @@ def store(ceph: Ceph, request: pytest.FixtureRequest) -> Iterator[RadosStore]:
     CONFIGURATION.write_text(f'[archipelago]\nstores = {{ ceph = "{spec}" }}\ndefault_store = "ceph"\n')
     made = command("store", "create", "ceph")
     assert made.returncode == 0, made.stderr
-    parsed = stores.parse(spec)
+    parsed = specs.parse(spec)
     assert isinstance(parsed, RadosSpec)
     store = open_store(parsed)
     yield store

@@ -11,17 +11,17 @@ from __future__ import annotations
 import sys
 import time
 
-from extstorage import stores
+from extstorage import specs
 from extstorage.names import PAGE
 from extstorage.rados_locks import Identity
 from extstorage.rados_store import open_store
 from extstorage.session import Session
-from extstorage.stores import RadosSpec
+from extstorage.specs import RadosSpec
 from ganeti_plugin.errors import Error
 
 
 def main() -> None:
-    spec = stores.parse(sys.argv[1])
+    spec = specs.parse(sys.argv[1])
     assert isinstance(spec, RadosSpec)
     identity = Identity.own()
     if sys.argv[3] == "elsewhere":

@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extstorage import catalog, control, gc, maps, stores
+from extstorage import catalog, control, gc, maps, specs
 from extstorage.errors import BrokenError
 from extstorage.files_store import create_store, open_store
 from extstorage.maps import CONTENT, VolumeMap
@@ -340,9 +340,9 @@ def test_names_and_sizes(name: str, size: int) -> None:
         assert allowed(lambda: session.grow(size)) == good_size
     allowed(lambda: catalog.create_volume(store, "clone", BLOCK, origin=name))
     allowed(lambda: catalog.remove(store, name))
-    allowed(lambda: stores.parse(name))
-    allowed(lambda: stores.parse(f"rados:{name}?{name}={size}"))
-    allowed(lambda: stores.parse(f"files:/{name}"))
+    allowed(lambda: specs.parse(name))
+    allowed(lambda: specs.parse(f"rados:{name}?{name}={size}"))
+    allowed(lambda: specs.parse(f"files:/{name}"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import apply, catalog, servers, stores
+from extstorage import apply, catalog, servers, specs, stores
 from extstorage.errors import (
     AlreadyThereError,
     BadStoreError,
@@ -26,7 +26,7 @@ from extstorage.names import BLOCK, LARGEST, PAGE, SECTOR
 from extstorage.plan import CreatePlan
 from extstorage.servers import Site
 from extstorage.session import Session
-from extstorage.stores import FilesSpec, RadosSpec
+from extstorage.specs import FilesSpec, RadosSpec
 from ganeti_plugin.config import converted
 from ganeti_plugin.settings import Archipelago, Setting
 
@@ -45,8 +45,8 @@ TREE = Path(__file__).parents[3]
         ("rados:vms/one?keyring=/k=1&lease=2.5", RadosSpec("vms", "one", keyring="/k=1", lease=2.5)),
     ],
 )
-def test_a_place_is_read(text: str, spec: stores.Spec) -> None:
-    assert stores.parse(text) == spec
+def test_a_place_is_read(text: str, spec: specs.Spec) -> None:
+    assert specs.parse(text) == spec
     declared = vars(Archipelago)["stores"]
     assert isinstance(declared, Setting)
     assert converted(declared, {"x": text}) == {"x": text}
@@ -73,12 +73,12 @@ def test_a_place_is_read(text: str, spec: stores.Spec) -> None:
 )
 def test_a_place_that_is_none_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(BadStoreSpecError, match=complaint):
-        stores.parse(text)
+        specs.parse(text)
 
 
 def test_the_error_of_an_unknown_store_names_those_that_are_there() -> None:
     with pytest.raises(NoSuchStoreError, match="'x'; the configuration has a, b"):
-        stores.spec_of({"a": "files:/a", "b": "files:/b"}, "x")
+        specs.spec_of({"a": "files:/a", "b": "files:/b"}, "x")
 
 
 def test_a_place_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     table = {name: f"files:{tmp_path}/{name}" for name in ("main", "fast", "slow")}
     found = Site(table, "main", "nobody", run=tmp_path / "run", devices=tmp_path / "devices")
     for name in table:
-        stores.open_store(stores.spec_of(table, name), make=True)
+        stores.open_store(specs.spec_of(table, name), make=True)
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from extstorage import apply, cli, gc, publish, stores
+from extstorage import apply, cli, gc, publish, specs, stores
 from extstorage.cli import image, items, maintenance, server, sizes
 from extstorage.cli.store import UnusableStoresError
 from extstorage.errors import (
@@ -391,10 +391,10 @@ def test_two_names_of_one_place_are_told(
     (tmp_path / "link").symlink_to("main")
     with_rados = {"x": "rados:pool/a", "y": "rados:pool/b", "z": "rados:pool/a?user=somebody", "bad": "nfs:/"}
     table = dict(node.site.stores) | {"old": f"files:{tmp_path}/link", "gone": f"files:{tmp_path}/gone"} | with_rados
-    first, second = stores.shared_places(table)
+    first, second = specs.shared_places(table)
     assert f"the stores main and old of the configuration are one place (files:{tmp_path}/main)" in first
     assert "the stores x and z of the configuration are one place (rados:pool/a)" in second
-    assert not list(stores.shared_places(node.site.stores))
+    assert not list(specs.shared_places(node.site.stores))
     monkeypatch.setattr(apply, "site", lambda: node.site._replace(stores={"main": table["main"], "old": table["old"]}))
     options = cli.parser().parse_args(["store", "list"])
     options.action(options)

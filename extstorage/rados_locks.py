@@ -14,6 +14,9 @@ A holder renews its entry every third of its lease. One who wants the lock takes
 Before it enters itself, it has the cluster shut out the RADOS client of the one it takes over (the OSDs' blocklist). So
 a holder that was only slow, or that comes back, can't write; not even what it had sent already. Readers of snapshots
 are taken out without that. librados' own advisory locks can do neither: they do not expire, or expire without a fence.
+
+A client that had no answer to a change does not release its locks: they are taken over like those of the dead. For the
+change may still arrive, over what the next holder does, if that one has not had it shut out.
 """
 
 from __future__ import annotations
@@ -309,7 +312,12 @@ class Locks:
         with self._mutex:
             self._users.discard(lock.id)
         try:
-            if self._forget(lock):
+            if not self._forget(lock):
+                return
+            if self._objects.unanswered:
+                info("%s: left to who takes over: a change had no answer, and may arrive late", lock.key)
+                _LEFT.add(lock.id)
+            else:
                 self.change(lock, lambda state: _remove(state, lock.id))
         except LostLockError:
             pass

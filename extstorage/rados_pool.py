@@ -177,6 +177,8 @@ class Objects:
         self._swapped: bool | None = None
         #: The cluster has shut this client out, for good.
         self.fenced = False
+        #: A change had no answer in time. It may still arrive, until this client is shut out.
+        self.unanswered = False
 
     def _open(self) -> rados.Ioctx:
         io = self._cluster.open_ioctx(self._place.pool)
@@ -240,6 +242,10 @@ class Objects:
             return _unreachable(self._place, f"client.{self._place.user} lacks rights in the pool {self._place.pool!r}")
         return RadosError(**facts, reason=_reason(error))
 
+    def _change_failed(self, error: rados.Error, key: str) -> Exception:
+        self.unanswered |= abs(int(getattr(error, "errno", 0) or 0)) == errno.ETIMEDOUT
+        return self._failed(error, key)
+
     def read(self, key: str, length: int, offset: int = 0) -> bytes:
         """May be short at the end of the object."""
         try:
@@ -265,14 +271,14 @@ class Objects:
         try:
             self._io.write(key, bytes(data), offset)
         except rados.Error as error:
-            raise self._failed(error, key) from None
+            raise self._change_failed(error, key) from None
 
     def apply(self, key: str, change: Change, *, force: bool = False) -> None:
         """Raises ChangedObjectError when a condition of the change does not hold."""
         try:
             self._io.operate_write_op(change.op, key, flags=_FORCE if force else 0)
         except rados.Error as error:
-            raise self._failed(error, key) from None
+            raise self._change_failed(error, key) from None
         finally:
             change.op.release()
 
@@ -348,7 +354,10 @@ class Objects:
         return self._versioned(lambda io: io.stat(key), key)[1]
 
     def apply_versioned(self, key: str, change: Change, *, force: bool = False) -> int:
-        """The same as `apply`; answers with the object's new version."""
+        """The same as `apply`; answers with the object's new version.
+
+        For records of locks: late, such a change finds another version, or a holder who is gone. It leaves no doubt.
+        """
         try:
             flags = _FORCE if force else 0
             return self._versioned(lambda io: io.operate_write_op(change.op, key, flags=flags), key)[1]

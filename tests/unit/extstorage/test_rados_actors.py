@@ -31,7 +31,7 @@ from extstorage.rados_store import RadosStore
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.actors import Processes
-from tests.datapath.checks import no_damage
+from tests.datapath.checks import no_damage, read
 from tests.datapath.fake_rados import Error, Ioctx, WriteOp
 from tests.datapath.generator import Generator, World
 from tests.datapath.tap import Killed
@@ -294,3 +294,34 @@ def test_a_missing_block_is_named_by_a_check(monkeypatch: pytest.MonkeyPatch) ->
         assert found.damage
     store.put_content(gone, memoryview(DATA))
     assert not fsck.check(store)
+
+
+def test_a_late_change_of_one_who_gave_up_is_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot that had no answer must not appear under the next writer, who knows nothing of its epoch."""
+    processes = Processes(1)
+    processes.patched(monkeypatch)
+    command = processes.open()
+    catalog.create_volume(command, "vol", 3 * BLOCK)
+    writer = Session(processes.open(), "vol")
+    writer.write(memoryview(b"old" * 1000), 0)
+    writer.shutdown()
+    real = Ioctx.operate_write_op
+
+    def late(self: Ioctx, op: WriteOp, key: str, flags: int = 0) -> None:
+        if key == "head.vol":
+            processes.cluster.arrives_later(self._client.address, key, op)
+            raise Error(errno.ETIMEDOUT)
+        real(self, op, key, flags)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ioctx, "operate_write_op", late)
+        with pytest.raises(UnreachableStoreError):
+            Session(command, "vol").snapshot("snap", Info(created=0.0))
+    server = Session(processes.open(), "vol")
+    server.write(memoryview(b"new" * 1000), BLOCK)
+    processes.cluster.let_arrive()
+    server.write(memoryview(b"new" * 1000), 2 * BLOCK)
+    server.shutdown()
+    reader = Session(processes.open(), "vol")
+    for offset, data in ((0, b"old"), (BLOCK, b"new"), (2 * BLOCK, b"new")):
+        assert read(reader, offset, 3000) == data * 1000

@@ -424,13 +424,17 @@ class RadosStore:
             with self.locked():
                 """Whoever takes the store's lock completes a rename."""
         lock = self._locks.take(f"lock.{name}", name, shared=shared, patience=patience)
-        if not self.exists(name):
+        try:
+            if self.exists(name):
+                return lock
+        except BaseException:
             lock.release()
-            # As we left it: a new volume may have got the name, and its holder the lock.
-            with contextlib.suppress(NoObjectError, ChangedObjectError):
-                self._objects.apply(lock.key, Change().at_version(lock.version).remove(), force=True)
-            raise self._no_such(name)
-        return lock
+            raise
+        lock.release()
+        # As we left it: a new volume may have got the name, and its holder the lock.
+        with contextlib.suppress(NoObjectError, ChangedObjectError):
+            self._objects.apply(lock.key, Change().at_version(lock.version).remove(), force=True)
+        raise self._no_such(name)
 
     def _is_being_renamed(self, name: str) -> bool:
         intent: Mapping[str, str] = self._locks.peek(_STORE_LOCK).get(_INTENT) or {}

@@ -24,6 +24,7 @@ from extstorage.digests import Digests, digests_in
 from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.maps import Source
 from extstorage.names import BLOCK
+from extstorage.rados_errors import RadosError
 from extstorage.scans import Scan
 from extstorage.store import R, Store
 from ganeti_plugin.log import warning
@@ -126,7 +127,7 @@ class _Scrub:
     def _fault_of(self, digest: bytes) -> tuple[bytes, str]:
         try:
             found = self._name_of(digest)
-        except BrokenError as error:
+        except (BrokenError, RadosError) as error:
             return digest, str(error)
         except OSError as error:
             return digest, f"it can't be read ({error.strerror})"
@@ -166,24 +167,44 @@ class _Scrub:
     def _check_layer(self, source: Source) -> None:
         if source not in self._checked:
             self._checked.add(source)
-            try:
-                deque(self._store.layer(source).blocks(), maxlen=0)
-            except BrokenError as error:
-                self._faults[source] = str(error)
+            fault = self._layer_fault(source)
+            if fault:
+                self._faults[source] = fault
+
+    def _layer_fault(self, source: Source) -> str:
+        try:
+            deque(self._store.layer(source).blocks(), maxlen=0)
+        except BrokenError as error:
+            return str(error)
+        return ""
 
     def damage(self, names: Iterable[str]) -> Iterator[Damage]:
         for name, reason in self._broken_maps.items():
             yield Damage(f"the map of {name}", reason, (name,))
-        hits: dict[Source, list[str]] = {source: [] for source in self._faults}
-        for name in names if hits else ():
-            for source in self._scan(name, self._faults_in) or ():
-                hits[source].append(name)
-        for source, reason in self._faults.items():
-            if hits[source] or self._is_there(source):
+        if not self._faults:
+            return
+        # What was away for a while, or went with what named it, is no damage.
+        names = list(names)
+        before = self._hits(names)
+        again = {source: self._still(source) for source in self._faults}
+        after = self._hits(names)
+        for source, reason in again.items():
+            hits = tuple(sorted(before[source] & after[source]))
+            if reason and (hits or self._is_there(source)):
                 what = f"block {source.owner.hex()}"
                 if not source.is_content:
                     what = f"layer {source.owner.hex()}/{source.epoch}"
-                yield Damage(what, reason, tuple(sorted(hits[source])))
+                yield Damage(what, reason, hits)
+
+    def _hits(self, names: Iterable[str]) -> dict[Source, set[str]]:
+        hits: dict[Source, set[str]] = {source: set() for source in self._faults}
+        for name in names:
+            for source in self._scan(name, self._faults_in) or ():
+                hits[source].add(name)
+        return hits
+
+    def _still(self, source: Source) -> str:
+        return self._fault_of(source.owner)[1] if source.is_content else self._layer_fault(source)
 
     def _faults_in(self, scan: Scan) -> set[Source]:
         """Looked for once in a body that clones have in common."""
@@ -216,7 +237,7 @@ class _Scrub:
         """Whether it is wrong when it is read once more. What can't be read may be whole: that is no reason."""
         try:
             return self._name_of(digest) != digest
-        except (BrokenError, OSError):
+        except (BrokenError, RadosError, OSError):
             return False
 
     def _is_there(self, source: Source) -> bool:
@@ -225,4 +246,6 @@ class _Scrub:
             self._store.layer(source).readinto(0, 0, memoryview(bytearray(1)))
         except BrokenError:
             return False
+        except (RadosError, OSError):
+            pass
         return True

@@ -12,11 +12,13 @@ import pytest
 
 from extstorage import catalog, maps
 from extstorage.files_store import FilesStore, create_store
+from extstorage.maps import Source
 from extstorage.names import BLOCK, PAGE
+from extstorage.rados_errors import RadosError
 from extstorage.scans import Scan
 from extstorage.scrub import Report, scrub
 from extstorage.session import Session
-from extstorage.store import Info, R, Store
+from extstorage.store import Info, Layer, R, Store
 
 
 @pytest.fixture
@@ -157,3 +159,59 @@ def test_a_block_that_was_made_anew_meanwhile_stays(
     (damage,) = done(store, repair=True).damage
     assert not damage.removed
     assert path.read_bytes() == whole
+
+
+def test_a_block_that_was_away_for_a_while_is_no_damage(store: FilesStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collected after it was listed, and put again by an import that ends before the scrub does."""
+    path = content_files(store)[4]
+    whole = path.read_bytes()
+    path.unlink()
+    real = FilesStore.contents
+    monkeypatch.setattr(FilesStore, "contents", lambda self: [*real(self), (bytes.fromhex(path.name), 0)])
+    names = FilesStore.names
+
+    def late(self: FilesStore) -> list[str]:
+        store.create("three", maps.from_digests(BLOCK, bytes(16), [put(store, whole)]), Info(created=0.0))
+        return names(self)
+
+    monkeypatch.setattr(FilesStore, "names", late)
+    assert done(store).damage == ()
+
+
+def test_a_block_that_went_with_its_image_is_no_damage(store: FilesStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = content_files(store)[3]
+    real = FilesStore.layer
+
+    def gone(self: FilesStore, source: Source, *, writable: bool = False) -> Layer:
+        if source.owner.hex() == path.name and path.exists():
+            path.unlink()
+        return real(self, source, writable=writable)
+
+    scan_map, looks = FilesStore.scan_map, []
+
+    def late(self: FilesStore, name: str, look: Callable[[Scan], R]) -> R:
+        looks.append(name)
+        found = scan_map(self, name, look)
+        if looks.count("two") == 2 and self.exists("two"):
+            self.remove("two")
+        return found
+
+    monkeypatch.setattr(FilesStore, "layer", gone)
+    monkeypatch.setattr(FilesStore, "scan_map", late)
+    assert done(store).damage == ()
+
+
+def test_what_the_store_can_not_read_is_named(store: FilesStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In RADOS that is no OSError, and ends no scrub either."""
+    path = content_files(store)[3]
+    real = FilesStore.layer
+
+    def unreadable(self: FilesStore, source: Source, *, writable: bool = False) -> Layer:
+        if source.owner.hex() == path.name:
+            raise RadosError(store="rados:pool", key=path.name, reason="EIO")
+        return real(self, source, writable=writable)
+
+    monkeypatch.setattr(FilesStore, "layer", unreadable)
+    (damage,) = done(store).damage
+    assert damage.hits == ("two",)
+    assert "EIO" in damage.reason

@@ -3,10 +3,15 @@
 
 Each actor is a thread that runs only when it is its turn: before each operation on the store, somebody is chosen. Time
 is made up, too: it passes when all sleep. One that is not chosen for long is one that hangs, and may be taken over.
+
+Things go wrong (`Mishaps`), also for those who go on: the pool is full, an operation has no answer in time, an object
+can't be read, the cluster shuts a client out that did nothing wrong.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from extstorage import content, rados_bodies, rados_locks, rados_pool, session
+from extstorage import content, intake, marks, rados_bodies, rados_locks, rados_pool, session
+from extstorage.names import BLOCK
 from extstorage.rados_locks import Identity, Locks
 from extstorage.rados_pool import Objects
 from extstorage.rados_store import RadosStore, create_store
@@ -39,6 +45,38 @@ _HANGS = 0.004
 _MOMENT = 0.0005
 
 _pids = count(1)
+
+
+class Mishaps:
+    """What goes wrong, as chance decides; nothing until there are `rates`."""
+
+    def __init__(self, chance: Random, cluster: Cluster) -> None:
+        self._chance = chance
+        self._cluster = cluster
+        self.rates: dict[str, float] = {}
+        self.count = 0
+
+    def __call__(self, client: fake_rados.Rados, what: str) -> None:
+        for kind, rate in self.rates.items():
+            if self._chance.random() < rate:
+                self._let(kind, client, what)
+
+    def _let(self, kind: str, client: fake_rados.Rados, what: str) -> None:
+        if kind == "full" and what == "change":
+            self._raise(fake_rados.Error(errno.ENOSPC))
+        if kind == "unread" and what == "read":
+            self._raise(fake_rados.Error(errno.EIO))
+        if kind == "unanswered" and client.gives_up:
+            if what == "read":
+                self._raise(fake_rados.Error(errno.ETIMEDOUT))
+            self._raise(fake_rados.UnansweredError(self._chance.choice(("now", "later", "later", "never"))))
+        if kind == "shut out":
+            self._cluster.shut_out(client.address)
+            self._raise(fake_rados.Error(errno.ESHUTDOWN))
+
+    def _raise(self, error: fake_rados.Error) -> None:
+        self.count += 1
+        raise error
 
 
 class Actor:
@@ -66,6 +104,8 @@ class Processes:
         self.chance = Random(seed)
         self.cluster = Cluster()
         self.cluster.turn = self._turn
+        self.mishaps = Mishaps(self.chance, self.cluster)
+        self.cluster.mishap = self._mishap
         self.now = 1000.0
         self.reaper = Reaper()
         self._actors: list[Actor] = []
@@ -82,21 +122,31 @@ class Processes:
         patch.setattr(Locks, "_renew_all", lambda _self: None)
         patch.setattr(Identity, "has_ended", lambda one: one.pid in self._dead)
         patch.setattr(content, "ThreadPoolExecutor", _AtOnce)
+        # The same seed does the same.
+        patch.setattr(os, "urandom", Random(self.chance.random()).randbytes)
+        patch.setattr(marks, "random", Random(self.chance.random()))
         patch.setattr(rados_locks, "time", self)
         patch.setattr(session, "time", self)
         # Maps of a few bytes already have bodies elsewhere, in parts.
         patch.setattr(rados_bodies, "INLINE", 0)
         patch.setattr(rados_bodies, "PART", 40)
+        # Imports of three blocks already come in batches, with checkpoints between.
+        patch.setattr(intake, "BATCH", self.chance.choice((1, 2)))
+        patch.setattr(intake, "AHEAD", 1)
+        patch.setattr(intake, "CHECKPOINT", self.chance.choice((1, 2)) * BLOCK)
 
-    def open(self, node: str = "node") -> RadosStore:
-        """As one more process."""
+    def open(self, node: str = "node", *, deadline: float = 0.0, beside: RadosStore | None = None) -> RadosStore:
+        """As one more process, or as one that has it open already."""
         if not self._stores:
             create_store(SPEC).close()
-        self._stores.append(RadosStore(SPEC, 0.0, Identity(node, "boot", next(_pids), 1)))
+        identity = beside._identity if beside else Identity(node, "boot", next(_pids), 1)
+        self._stores.append(RadosStore(SPEC, deadline, identity))
         return self._stores[-1]
 
     def kill(self, store: RadosStore) -> None:
-        self.cluster.kill(store._client.address)
+        for one in self._stores:
+            if one._identity == store._identity:
+                self.cluster.kill(one._client.address)
         # From another node nobody sees it.
         if store._identity.node == "node":
             self._dead.add(store._identity.pid)
@@ -176,6 +226,10 @@ class Processes:
         store = self._store_at(address)
         if store is not None:
             self._renew(store)
+
+    def _mishap(self, client: fake_rados.Rados, what: str) -> None:
+        if getattr(self._own, "actor", None) is not None:
+            self.mishaps(client, what)
 
     def _switch(self, actor: Actor) -> None:
         following = self._following()

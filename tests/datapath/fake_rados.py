@@ -2,14 +2,18 @@
 """A RADOS in memory: what rados_pool.py uses of python3-rados, for tests that kill, delay and interleave clients.
 
 Each operation first asks the cluster's `turn`, which may let others go first, or kill the client. Of a client that is
-killed, an operation may still be under way: it arrives at any time later, unless the client is shut out by then.
+killed, an operation may still be under way: it arrives at any time later, unless the client is shut out by then. So may
+one of a client that gave up waiting: then `mishap` says so. What one client does to one object happens in order.
+
+There are no short reads to be had: RADOS answers with all that the object has, or with an error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Any, NamedTuple, Self
 
@@ -30,6 +34,14 @@ class Error(Exception):
 class ObjectNotFound(Error):
     def __init__(self) -> None:
         super().__init__(errno.ENOENT)
+
+
+class UnansweredError(Error):
+    """The change is made, now or later or never, and nobody says which."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__(errno.ETIMEDOUT)
+        self.when = when
 
 
 class Thing(NamedTuple):
@@ -126,6 +138,8 @@ class Cluster:
     def __init__(self) -> None:
         self.things: dict[str, tuple[Thing, int]] = {}
         self.turn: Callable[[str], None] = lambda _address: None
+        #: Given who does something, and what: may raise an `Error`, an `UnansweredError` only instead of a change.
+        self.mishap: Callable[[Rados, str], None] = lambda _client, _what: None
         self.full = False
         self._versions = count(1)
         self._mutex = threading.RLock()
@@ -135,9 +149,9 @@ class Cluster:
         self.late: set[str] = set()
         self._late: list[tuple[str, str, WriteOp]] = []
 
-    def connect(self, *_arguments: object, **_more: object) -> Rados:
+    def connect(self, *, conf: Mapping[str, str], **_more: object) -> Rados:
         """What the program takes for the constructor of `rados.Rados`."""
-        return Rados(self)
+        return Rados(self, gives_up=float(conf["rados_osd_op_timeout"]) > 0)
 
     def kill(self, address: str) -> None:
         self._dead.add(address)
@@ -164,6 +178,15 @@ class Cluster:
                 except Error:
                     continue
                 self.late.add(key)
+
+    def settle(self, address: str, key: str) -> None:
+        """What a client had sent to an object before arrives first."""
+        with self._mutex:
+            mine = [one for one in self._late if one[:2] == (address, key)]
+            self._late = [one for one in self._late if one[:2] != (address, key)]
+            for _, _, op in mine:
+                with contextlib.suppress(Error):
+                    self.change(key, op, force=True)
 
     def check(self, address: str) -> None:
         if address in self._dead:
@@ -204,8 +227,10 @@ _addresses = count(1)
 
 
 class Rados:
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, gives_up: bool) -> None:
         self.cluster = cluster
+        #: Whether it waits for answers for a limited time.
+        self.gives_up = gives_up
         self.address = f"client{next(_addresses)}"
 
     def connect(self, timeout: float) -> None:
@@ -227,6 +252,12 @@ class Rados:
     def blocklist_add(self, address: str, _seconds: int) -> None:
         self.cluster.turn(self.address)
         self.cluster.check(self.address)
+        try:
+            self.cluster.mishap(self, "fence")
+        except UnansweredError as error:
+            if error.when != "never":
+                self.cluster.shut_out(address)
+            raise
         self.cluster.shut_out(address)
 
     def wait_for_latest_osdmap(self) -> None:
@@ -251,6 +282,8 @@ class Ioctx:
     def _look(self, key: str) -> Thing:
         self._cluster.turn(self._client.address)
         self._cluster.check(self._client.address)
+        self._cluster.settle(self._client.address, key)
+        self._cluster.mishap(self._client, "read")
         thing, self._version = self._cluster.look(key)
         return thing
 
@@ -280,6 +313,16 @@ class Ioctx:
             self._cluster.check(self._client.address)
         except Dying:
             self._cluster.arrives_later(self._client.address, key, op)
+            raise
+        self._cluster.settle(self._client.address, key)
+        try:
+            self._cluster.mishap(self._client, "force" if flags & _FORCE else "change")
+        except UnansweredError as error:
+            if error.when == "later":
+                self._cluster.arrives_later(self._client.address, key, op)
+            elif error.when == "now":
+                with contextlib.suppress(Error):
+                    self._cluster.change(key, op, force=True)
             raise
         self._version = self._cluster.change(key, op, force=bool(flags & _FORCE))
 

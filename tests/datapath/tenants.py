@@ -2,27 +2,34 @@
 """Random work of several processes on one store, each beside a model of its own names, while each may fail or die.
 
 A name is its maker's alone, but everybody clones what anybody has a snapshot of. What failed or was killed was done, or
-was not; everything else is as it was told.
+was not; everything else is as it was told. After a failure its names are looked at, with their locks: from then on they
+stay what they are, whatever arrives late, and work goes on with them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from random import Random
 
-from extstorage import catalog, gc
+from extstorage import catalog, gc, pithos_export, scrub
 from extstorage.content import Block, Take
 from extstorage.errors import NoSuchVolumeError, UnknownOriginError
 from extstorage.hashing import hash_snapshot
 from extstorage.images import import_from
 from extstorage.names import BLOCK, PAGE
+from extstorage.pithos_export import NotHashedError
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from ganeti_plugin.errors import Error
 
 BLOCKS = 3
 _MOST = 4
+
+#: The bytes of which blocks of images are.
+KINDS = (1, 2, 3)
 
 #: What the first page of each block reads as.
 Blocks = list[bytes]
@@ -33,7 +40,7 @@ class Images:
     """A source with few different blocks, so that many images share them."""
 
     def __init__(self, chance: Random) -> None:
-        self.blocks_of = [bytes([chance.randrange(1, 4)]) * PAGE for _ in range(BLOCKS)]
+        self.blocks_of = [bytes([chance.choice(KINDS)]) * PAGE for _ in range(BLOCKS)]
         self.size: int | None = BLOCKS * BLOCK
         self.identity = hashlib.sha256(b"".join(self.blocks_of)).hexdigest()
 
@@ -49,11 +56,12 @@ class Images:
 
 
 class Tenant:
-    """One process. `common` are the snapshots of all."""
+    """One process. `common` are the snapshots of all; `server`, which never gives up, is for what writes pages."""
 
-    def __init__(self, name: str, store: Store, chance: Random, common: dict[str, Blocks]) -> None:
+    def __init__(self, name: str, store: Store, server: Store, chance: Random, common: dict[str, Blocks]) -> None:
         self.name = name
         self.store = store
+        self.server = server
         self.chance = chance
         self.common = common
         self.volumes: dict[str, Blocks] = {}
@@ -62,8 +70,16 @@ class Tenant:
         self.doubt: Mapping[str, Sequence[Blocks | None]] = {}
         self.failed: list[str] = []
         self.done: list[str] = []
+        #: Of each two, one has the data.
+        self.renamed: set[tuple[str, str]] = set()
+        self.settled = 0
         #: Many hands on few content blocks.
         self.only_images = False
+        #: Where exports go.
+        self.directory: Path | None = None
+        #: Makes some content block wrong. What reads one may be wrong from then on, until it is repaired.
+        self.spoil: Callable[[], None] | None = None
+        self._unfinished: list[tuple[str, Images]] = []
         self._count = 0
 
     def work(self, steps: int) -> None:
@@ -79,9 +95,10 @@ class Tenant:
             self.snapshot,
             self.remove,
         ]
-        actions += [self.write, self.write, self.hash, self.take_in, self.rename, self.collect]
+        actions += [self.write, self.write, self.hash, self.take_in, self.rename, self.collect, self.grow]
         if self.only_images:
-            actions = [self.take_in, self.take_in, self.remove, self.remove, self.collect]
+            actions = [self.take_in, self.take_in, self.take_in, self.remove, self.remove, self.collect, self.collect]
+            actions += [self.scrub, self.export, self.spoil or self.snapshot_and_hash]
         if len(self.volumes) + len(self.snapshots) > _MOST:
             actions = [self.remove]
         action = self.chance.choice(actions)
@@ -89,8 +106,7 @@ class Tenant:
         self.doubt = {}
         try:
             action()
-        except Error as error:
-            # Whether it was done is not known any more; such names are left alone.
+        except (Error, OSError) as error:
             self.failed.append(f"{action.__name__}: {error!r}")
             self.done.append(self.failed[-1])
             for name in self.doubt:
@@ -98,8 +114,38 @@ class Tenant:
                 self.snapshots.pop(name, None)
                 self.common.pop(name, None)
             self.doubt = {**before, **self.doubt}
+            if self.spoil is None:
+                self._look()
             return
         self.doubt = before
+
+    def _look(self) -> None:
+        """What is there after a failure. What can't be told now is left alone."""
+        told: dict[str, Blocks | None] = {}
+        for name, allowed in list(self.doubt.items()):
+            with contextlib.suppress(Error, OSError):
+                with self.server.locked():
+                    """Whoever might still make or remove it is shut out."""
+                found = contents(self.server, name)
+                assert found in allowed, f"after a failure {name} reads {_short(found)}"
+                told[name] = found
+                self.doubt = {one: blocks for one, blocks in self.doubt.items() if one != name}
+                self.settled += 1
+                self.done.append(f"found {name}: {_short(found)}")
+                if found is None:
+                    continue
+                if self.server.read_heads(name).read_only:
+                    self.snapshots[name] = self.common[name] = found
+                    self._unfinished = [one for one in self._unfinished if one[0] != name]
+                else:
+                    self.volumes[name] = found
+        self._check_renamed(told)
+
+    def _check_renamed(self, told: Mapping[str, Blocks | None]) -> None:
+        for old, name in list(self.renamed):
+            if old in told and name in told:
+                assert (told[old] is None) != (told[name] is None), f"{old} and {name}: one of them must be there"
+                self.renamed.discard((old, name))
 
     def _new(self) -> str:
         self._count += 1
@@ -133,12 +179,21 @@ class Tenant:
             old, new = list(self.volumes[name]), list(self.volumes[name])
             new[block] = data
             self._note(f"write {name} {block}", {name: [old, new, [*old[:block], bytes(PAGE), *old[block + 1 :]]]})
-            session = Session(self.store, name)
-            if self.chance.random() < 0.5:
-                session.zero(block * BLOCK, BLOCK)
-            session.write(memoryview(data), block * BLOCK)
-            session.shutdown()
+            with serving(self.server, name) as session:
+                if self.chance.random() < 0.5:
+                    session.zero(block * BLOCK, BLOCK)
+                self._persist(lambda: session.write(memoryview(data), block * BLOCK))
+                session.flush()
             self.volumes[name] = new
+
+    def _persist(self, work: Callable[[], None]) -> None:
+        """As QEMU does with a guest's request: now and then, try again after a failure."""
+        try:
+            work()
+        except (Error, OSError):
+            if self.chance.random() < 0.5:
+                raise
+            work()
 
     def snapshot(self) -> None:
         if self.volumes:
@@ -147,10 +202,14 @@ class Tenant:
             block = self.chance.randrange(BLOCKS)
             old, blocks[block] = list(blocks), bytes([self.chance.randrange(1, 250)]) * PAGE
             self._note(f"snapshot {volume} {name}", {volume: [old, blocks], name: [blocks, None]})
-            session = Session(self.store, volume)
-            session.write(memoryview(blocks[block]), block * BLOCK)
-            session.snapshot(name, Info(created=1.0, origin=volume))
-            session.shutdown()
+            with serving(self.server, volume) as session:
+                session.write(memoryview(blocks[block]), block * BLOCK)
+                if self.chance.random() < 0.5:
+                    session.snapshot(name, Info(created=1.0, origin=volume))
+                    session.write(memoryview(blocks[block]), block * BLOCK)
+            if not self.store.exists(name):
+                with serving(self.store, volume) as session:
+                    session.snapshot(name, Info(created=1.0, origin=volume))
             self.volumes[volume] = list(blocks)
             self.snapshots[name] = self.common[name] = blocks
 
@@ -169,21 +228,58 @@ class Tenant:
             blocks = self.volumes[old]
             size = self.store.read_heads(old).size
             self._note(f"rename {old} {name}", {old: [blocks, None], name: [blocks, None]})
+            self.renamed.add((old, name))
             catalog.adopt(self.store, old, name, size)
+            self.renamed.discard((old, name))
             del self.volumes[old]
             self.volumes[name] = blocks
 
+    def grow(self) -> None:
+        if self.volumes:
+            name = self.chance.choice(sorted(self.volumes))
+            self._note(f"grow {name}", {name: [self.volumes[name]]})
+            with serving(self.store, name) as session:
+                session.grow(session.size + BLOCK)
+
     def hash(self) -> None:
-        if self.snapshots:
-            name = self.chance.choice(sorted(self.snapshots))
-            self._note(f"hash {name}", {name: [self.snapshots[name]]})
-            hash_snapshot(self.store, name, lambda _percent: None)
+        """Its own, or anybody's."""
+        table = self.chance.choice([self.snapshots, self.common])
+        if table:
+            name = self.chance.choice(sorted(table))
+            self._note(f"hash {name}", {name: [table[name]]} if name in self.snapshots else {})
+            with contextlib.suppress(NoSuchVolumeError):
+                hash_snapshot(self.store, name, lambda _percent: None)
+
+    def snapshot_and_hash(self) -> None:
+        if not self.volumes:
+            self.clone()
+        self.snapshot()
+        self.hash()
 
     def take_in(self) -> None:
-        source, name = Images(self.chance), self._new()
+        """A new image, or once more the one that could not be completed."""
+        if self._unfinished and self.chance.random() < 0.7:
+            name, source = self._unfinished.pop()
+        else:
+            source, name = Images(self.chance), self._new()
         self._note(f"import {name}", {name: [source.blocks_of, None]})
+        self._unfinished.append((name, source))
         import_from(self.store, name, source, {}, lambda _percent: None)
+        self._unfinished.remove((name, source))
         self.snapshots[name] = self.common[name] = list(source.blocks_of)
+
+    def export(self) -> None:
+        """Anybody's; a file has the blocks that its name says, or it is not there."""
+        if self.common and self.directory is not None:
+            name = self.chance.choice(sorted(self.common))
+            self._note(f"export {name}", {})
+            with contextlib.suppress(NotHashedError, NoSuchVolumeError):
+                pithos_export.export(self.store, name, self.directory / self._new(), lambda _percent: None)
+
+    def scrub(self) -> None:
+        self._note("scrub", {})
+        report = scrub.scrub(self.store, lambda _done, _all: None, repair=True)
+        assert not report.damage or self.spoil, report.damage
 
     def collect(self) -> None:
         self._note("collect", {})
@@ -196,26 +292,41 @@ class Tenant:
                 continue
             found = contents(store, name)
             assert found == blocks, f"{name} reads {_short(found)} instead of {_short(blocks)}"
+        told: dict[str, Blocks | None] = {}
         for name, allowed in self.doubt.items():
-            found = contents(store, name)
+            told[name] = found = contents(store, name)
             assert found in allowed, f"{name} reads {_short(found)}"
+        self._check_renamed(told)
+
+
+@contextlib.contextmanager
+def serving(store: Store, name: str) -> Iterator[Session]:
+    """A process that lives releases its lock, whatever fails."""
+    session = Session(store, name)
+    try:
+        yield session
+    except (Error, OSError):
+        with contextlib.suppress(Error, OSError):
+            session.shutdown()
+        raise
+    session.shutdown()
 
 
 def contents(store: Store, name: str) -> Blocks | None:
     try:
         # One who died elsewhere may seem to have it.
         store.lock_volume(name, patience=store.patience).release()
-        session = Session(store, name)
+        with serving(store, name) as session:
+            return [_block(session, block) for block in range(BLOCKS)]
     except NoSuchVolumeError:
         return None
+
+
+def _block(session: Session, block: int) -> bytes:
     buffer = bytearray(2 * PAGE)
-    found = []
-    for block in range(BLOCKS):
-        session.readinto(memoryview(buffer), block * BLOCK)
-        found.append(bytes(buffer[:PAGE]))
-        assert not any(buffer[PAGE:])
-    session.shutdown()
-    return found
+    session.readinto(memoryview(buffer), block * BLOCK)
+    assert not any(buffer[PAGE:])
+    return bytes(buffer[:PAGE])
 
 
 def _short(blocks: Blocks | None) -> str:

@@ -13,6 +13,7 @@ import time
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -22,10 +23,11 @@ if find_spec("rados") is None:
     # The program can be imported where python3-rados is missing, which these tests don't need.
     sys.modules["rados"] = fake_rados
 
-from extstorage import catalog, fsck, gc, maps
+from extstorage import catalog, fsck, gc, maps, scrub
 from extstorage.errors import UnreachableStoreError
+from extstorage.images import import_from
 from extstorage.maps import Source
-from extstorage.names import BLOCK
+from extstorage.names import BLOCK, PAGE
 from extstorage.rados_errors import ChangedObjectError
 from extstorage.rados_store import RadosStore
 from extstorage.session import Session
@@ -35,11 +37,22 @@ from tests.datapath.checks import no_damage, read
 from tests.datapath.fake_rados import Error, Ioctx, WriteOp
 from tests.datapath.generator import Generator, World
 from tests.datapath.tap import Killed
-from tests.datapath.tenants import Blocks, Tenant
+from tests.datapath.tenants import KINDS, Blocks, Images, Tenant
 
 STEPS = 200
 PARTS = 12
 ACTIONS = 12
+
+#: What goes wrong, and how often an operation meets it.
+MISHAPS: tuple[dict[str, float], ...] = (
+    {},
+    {"unanswered": 0.003},
+    {"unanswered": 0.02},
+    {"full": 0.05},
+    {"unread": 0.005},
+    {"shut out": 0.002},
+    {"unanswered": 0.005, "full": 0.01, "unread": 0.001, "shut out": 0.001},
+)
 
 #: Objects of which none is left when all names are gone.
 LASTING = ("head", "body", "index", "data", "content", "lock")
@@ -89,19 +102,44 @@ def test_what_was_acknowledged_survives_the_death_of_the_process_at_any_operatio
         generator.run(STEPS)
 
 
-def live(seed: int, patch: pytest.MonkeyPatch) -> None:
+def tenant(processes: Processes, name: str, node: str, common: dict[str, Blocks]) -> Tenant:
+    store = processes.open(node, deadline=60.0)
+    return Tenant(name, store, processes.open(node, beside=store), processes.chance, common)
+
+
+def spoil(processes: Processes) -> None:
+    """One bit of one content block."""
+    keys = sorted(key for key in processes.cluster.things if key.startswith("content."))
+    if keys:
+        processes.cluster.things[processes.chance.choice(keys)][0].data[0] ^= 1
+
+
+def heal(store: Store) -> None:
+    """What is wrong goes, and an image that has the same blocks brings them back."""
+    scrub.scrub(store, lambda _done, _all: None, repair=True)
+    source = Images(Random(0))
+    source.blocks_of = [bytes([kind]) * PAGE for kind in KINDS]
+    import_from(store, "healer", source, {}, lambda _percent: None)
+    assert not scrub.scrub(store, lambda _done, _all: None).damage
+
+
+def live(seed: int, patch: pytest.MonkeyPatch, directory: Path) -> None:
     """Three processes on two nodes; one of them is killed, others may hang for so long that they are taken over."""
     processes = Processes(seed)
     processes.patched(patch)
     first = processes.open()
     common: dict[str, Blocks] = {}
     nodes = {"a": "node", "b": "node", "c": "other"}
-    tenants = [Tenant(name, processes.open(node), processes.chance, common) for name, node in nodes.items()]
+    tenants = [tenant(processes, name, node, common) for name, node in nodes.items()]
     focused = processes.chance.random() < 0.3
-    for tenant in tenants:
-        tenant.only_images = focused
+    spoilt = focused and processes.chance.random() < 0.3
+    for one in tenants:
+        one.only_images = focused
+        one.directory = directory / str(seed)
+        one.spoil = partial(spoil, processes) if spoilt else None
+    processes.mishaps.rates = processes.chance.choice(MISHAPS)
     actors = processes.run(
-        [(tenant.name, partial(tenant.work, ACTIONS)) for tenant in tenants],
+        [(one.name, partial(one.work, ACTIONS)) for one in tenants],
         deaths=processes.chance.choice(("", "a", "c")),
     )
     try:
@@ -109,12 +147,14 @@ def live(seed: int, patch: pytest.MonkeyPatch) -> None:
             if actor.fate is not None and not isinstance(actor.fate, Killed):
                 raise actor.fate
         after = processes.open()
-        for tenant in tenants:
-            tenant.check(after)
+        if spoilt:
+            heal(after)
+        for one in tenants:
+            one.check(after)
         no_damage(after)
         gc.collect(after)
-        for tenant in tenants:
-            tenant.check(after)
+        for one in tenants:
+            one.check(after)
         assert sorted(after.names()) == after.possible_names()
         for name in after.names():
             catalog.remove(after, name)
@@ -122,15 +162,17 @@ def live(seed: int, patch: pytest.MonkeyPatch) -> None:
         left = {key for key in processes.cluster.things if key.partition(".")[0] in LASTING}
         assert not left
     except Exception as error:
-        told = "\n".join(f"{tenant.name}: {one}" for tenant in tenants for one in tenant.done)
+        told = "\n".join(f"{one.name}: {text}" for one in tenants for text in one.done)
         raise AssertionError(f"--seed={seed}: {error!r}\n{told}") from error
     first.close()
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_several_processes_at_once(seeds: list[int], monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+def test_several_processes_at_once(
+    tmp_path: Path, seeds: list[int], monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
     for seed in seeds:
-        live(seed * PARTS + part, monkeypatch)
+        live(seed * PARTS + part, monkeypatch, tmp_path)
 
 
 def test_a_change_that_arrives_late_finds_the_body_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,3 +367,23 @@ def test_a_late_change_of_one_who_gave_up_is_shut_out(monkeypatch: pytest.Monkey
     reader = Session(processes.open(), "vol")
     for offset, data in ((0, b"old"), (BLOCK, b"new"), (2 * BLOCK, b"new")):
         assert read(reader, offset, 3000) == data * 1000
+
+
+def test_a_lock_is_not_kept_when_what_follows_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(1)
+    processes.patched(monkeypatch)
+    store = processes.open()
+    catalog.create_volume(store, "vol", BLOCK)
+    looks = iter((True, Error(errno.EIO)))
+
+    def exists(_store: RadosStore, _name: str) -> bool:
+        look = next(looks)
+        if isinstance(look, Error):
+            raise look
+        return look
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RadosStore, "exists", exists)
+        with pytest.raises(Error):
+            store.lock_volume("vol")
+    processes.open().lock_volume("vol").release()

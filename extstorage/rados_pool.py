@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
 
 #: Seconds until a cluster that does not answer at all is given up, at the beginning and for commands to monitors.
-CONNECT_TIMEOUT = 15.0
+#: A whole number: what python3-rados 18.2 calls an int it takes no float for (Cython 3 sees to that; 16.2 took one).
+CONNECT_TIMEOUT = 15
 
 #: LIBRADOS_OPERATION_FULL_TRY and _FULL_FORCE of librados.h, which 16.2 does not name in Python.
 _FORCE = 64 | 128
@@ -98,8 +99,8 @@ class Client:
     def __init__(self, place: RadosSpec, deadline: float) -> None:
         self.place = place
         settings = {
-            "client_mount_timeout": f"{CONNECT_TIMEOUT:g}",
-            "rados_mon_op_timeout": f"{CONNECT_TIMEOUT:g}",
+            "client_mount_timeout": f"{CONNECT_TIMEOUT}",
+            "rados_mon_op_timeout": f"{CONNECT_TIMEOUT}",
             "rados_osd_op_timeout": f"{deadline:g}",
         }
         if place.keyring:
@@ -445,5 +446,5 @@ def _why_not(place: RadosSpec, error: rados.Error) -> str:
     if number in (errno.EPERM, errno.EACCES, errno.EINVAL):
         return f"the cluster refuses client.{place.user} ({_reason(error)})"
     if number == errno.ETIMEDOUT:
-        return f"no answer within {CONNECT_TIMEOUT:g} s from the monitors in {place.conf}, or the key is wrong"
+        return f"no answer within {CONNECT_TIMEOUT} s from the monitors in {place.conf}, or the key is wrong"
     return _reason(error)

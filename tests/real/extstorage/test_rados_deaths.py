@@ -314,7 +314,7 @@ def test_a_place_that_can_not_be_used(
     change: dict[str, Any],
     reason: str,
 ) -> None:
-    monkeypatch.setattr("extstorage.rados_pool.CONNECT_TIMEOUT", 2.0)
+    monkeypatch.setattr("extstorage.rados_pool.CONNECT_TIMEOUT", 2)
     if change.get("pool") == "foreign":
         ceph.make_pool("foreign")
     with pytest.raises(UnreachableStoreError, match=reason):

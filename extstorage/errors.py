@@ -101,6 +101,16 @@ class CantMakeStoreError(BadStoreError):
     hint = "the directory must belong to the user that the setting archipelago.user names"
 
 
+class UnreadableStoreError(BadStoreError):
+    template = "the store in {path} can't be read: {reason}"
+    hint = "what is in it must belong to the user that the setting archipelago.user names"
+
+
+class ForeignPlaceError(CantMakeStoreError):
+    template = "no store can be made in {path}: it holds something else, such as {example}"
+    hint = "choose a place that holds nothing"
+
+
 class NoStoreError(BadStoreError):
     template = "there is no store in {path}: {reason}"
     hint = "mount what belongs there, or make the store, once for all nodes: archipelago store create NAME"
@@ -124,6 +134,8 @@ class UnreachableStoreError(StateError):
 
 def why_unusable(error: Exception) -> str:
     """What an error with a store adds to the sentence that the store can't be used."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
     return str(error.reason) if isinstance(error, UnreachableStoreError) else str(error)
 
 

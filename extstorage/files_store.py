@@ -30,9 +30,11 @@ from extstorage.errors import (
     BadStoreError,
     BrokenError,
     BusyError,
+    ForeignPlaceError,
     NoStoreError,
     NoSuchVolumeError,
     TooLargeForStoreError,
+    UnreadableStoreError,
 )
 from extstorage.file_contents import FileContents
 from extstorage.file_layers import ContentFile, FileLayers
@@ -363,7 +365,7 @@ def _check_not_foreign(directory: Path) -> None:
     found = {*os.listdir(directory)}
     foreign = sorted(found - {"lock", "lost+found", *_FOLDERS})
     if foreign and STORE_FILE not in found:
-        raise BadStoreError(path=directory, reason=f"it holds other files, such as {foreign[0]!r}")
+        raise ForeignPlaceError(path=directory, example=repr(foreign[0]))
 
 
 def open_store(directory: Path) -> FilesStore:
@@ -372,7 +374,9 @@ def open_store(directory: Path) -> FilesStore:
         facts = json.loads((directory / STORE_FILE).read_bytes())
     except FileNotFoundError:
         raise NoStoreError(path=directory, reason=f"the file {STORE_FILE} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UnreadableStoreError(path=directory, reason=error.strerror) from None
+    except (ValueError, RecursionError) as error:
         raise BadStoreError(path=directory, reason=f"{STORE_FILE} can't be read: {error}") from None
     if not isinstance(facts, dict) or facts.get("kind") != "snf-archipelago" or facts.get("version") != VERSION:
         raise BadStoreError(path=directory, reason=f"its version is not {VERSION}")

@@ -28,7 +28,7 @@ from extstorage.pages import mask_of
 from extstorage.scans import Scan
 from extstorage.store import Info, Layer, Store, VolumeLock
 from ganeti_plugin.errors import Error
-from ganeti_plugin.log import warning
+from ganeti_plugin.log import note, warning
 
 #: How often a map that changes again and again is read; its volume is in good use.
 _ATTEMPTS = 5
@@ -191,7 +191,7 @@ class _Check:
         """One more finding; `blocks` is a bitmap."""
         found = Finding(name, text, tuple((first, end - 1) for first, end in runs_of(blocks)), repaired, damage)
         self._found.append(found)
-        warning("%s: %s: %s%s", self._store.title, name or "store", text, f" ({repaired})" if repaired else "")
+        note("%s: %s: %s%s", self._store.title, name or "store", text, f" ({repaired})" if repaired else "")
 
     def _check_leftovers(self) -> None:
         count = self._store.tidy(dry_run=not self._repair)

@@ -43,6 +43,8 @@ def parse_properties(texts: list[str]) -> dict[str, str]:
             raise BadPropertyError(text=text[:80], reason="it must be NAME=VALUE, the name of letters, digits and '_'")
         if len(value) > LONGEST_VALUE or "\0" in value:
             raise BadPropertyError(text=text[:80], reason="the value is too long or holds a NUL")
+        if name.upper() in found:
+            raise BadPropertyError(text=text[:80], reason="it is given more than once")
         found[name.upper()] = value
     if len(found) > MOST_PROPERTIES:
         raise BadPropertyError(text="", reason=f"there are more than {MOST_PROPERTIES}")

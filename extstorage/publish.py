@@ -159,7 +159,8 @@ def _generalize(
     try:
         done = run([SNF_IMAGE, "generalize", "--json", *options, uri], timeout=_GENERALIZE_TIMEOUT)
     except CommandError as error:
-        reason = str(error.detail).rpartition("error: snf-image: ")[2]
+        said = str(error.detail).rpartition("error: snf-image: ")[2]
+        reason = said if SNF_IMAGE.exists() else "the package snf-image is not installed"
         raise NotGeneralizedError(source=wanted.source, reason=reason) from None
     return {str(name): str(value) for name, value in json.loads(done.stdout).items()}
 

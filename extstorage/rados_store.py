@@ -35,6 +35,7 @@ from extstorage.errors import (
     BadStoreError,
     BrokenError,
     BusyError,
+    ForeignPlaceError,
     HeldError,
     NoStoreError,
     NoSuchVolumeError,
@@ -531,7 +532,7 @@ def create_store(spec: RadosSpec, *, deadline: float = 0.0) -> RadosStore:
         facts = {"kind": KIND, "version": VERSION, "uuid": str(uuid.uuid4())}
         foreign = next(client.objects.keys(), None)
         if foreign is not None and not _has_header(client.objects):
-            raise BadStoreError(path=spec, reason=f"it holds other objects, such as {foreign[:100]!r}")
+            raise ForeignPlaceError(path=spec, example=repr(foreign[:100]))
         with contextlib.suppress(ChangedObjectError):
             client.objects.apply(_HEADER, Change().exclusive().write_full(json.dumps(facts).encode()))
     finally:

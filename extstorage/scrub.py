@@ -27,7 +27,7 @@ from extstorage.names import BLOCK
 from extstorage.rados_errors import RadosError
 from extstorage.scans import Scan
 from extstorage.store import R, Store
-from ganeti_plugin.log import warning
+from ganeti_plugin.log import note
 
 _AHEAD = 8
 
@@ -66,7 +66,7 @@ def scrub(store: Store, progress: Progress, *, repair: bool = False) -> Report:
     if repair:
         damage = tuple(work.without_spoilt(damage))
     for one in damage:
-        warning("%s: %s: %s; it hits %s", store.title, one.what, one.reason, ", ".join(one.hits) or "nothing")
+        note("%s: %s: %s; it hits %s", store.title, one.what, one.reason, ", ".join(one.hits) or "nothing")
     return Report(
         maps=len(names),
         layers=work.layers,

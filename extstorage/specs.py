@@ -105,8 +105,10 @@ def parse_options(text: str, query: str, known: tuple[str, ...]) -> dict[str, st
     return options
 
 
-def shared_places(table: Mapping[str, str]) -> Iterator[str]:
-    """A sentence for each place that has several names. It is no fault, but what is there is met again by each name."""
+def oddities(table: Mapping[str, str], default: str) -> Iterator[str]:
+    """A sentence for what is no fault of a store, and can't have been meant."""
+    if default not in table:
+        yield f"the setting default_store names {default!r}, which is not one of the stores"
     names: dict[object, list[str]] = {}
     for name, text in table.items():
         with contextlib.suppress(BadStoreSpecError, OSError):

@@ -62,9 +62,20 @@ def _opened(spec: Spec, make: bool, deadline: float) -> Store:
         return rados_store.open_store(spec, deadline=deadline)
     from extstorage import files_store
 
-    if make or (spec.directory == HOME and not (HOME / files_store.STORE_FILE).exists()):
+    if make or (spec.directory == HOME and _is_missing(HOME / files_store.STORE_FILE)):
         try:
             return files_store.create_store(spec.directory)
         except OSError as error:
             raise CantMakeStoreError(path=spec.directory, reason=error.strerror) from None
     return files_store.open_store(spec.directory)
+
+
+def _is_missing(path: Path) -> bool:
+    """Not so where nobody knows: opening it says why."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False

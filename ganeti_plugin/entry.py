@@ -31,6 +31,7 @@ class Interrupted(KeyboardInterrupt):
 
 def guarded(program: str, main: Callable[[], int | None]) -> int:
     """Run `main` and return the exit status of the process. Nothing below this calls sys.exit()."""
+    _have_streams()
     log.setup(program, debug_level=_debug_level())
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -60,6 +61,15 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
             "%s: internal error (%s: %s); the traceback is in the system log, please report it", program, kind, error
         )
         return DEFECT
+
+
+def _have_streams() -> None:
+    """What a caller has closed is no reason to end, nor for writing messages into the next file that is opened."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)
 
 
 def forget_output() -> None:

@@ -58,6 +58,11 @@ def warning(message: str, *values: object) -> None:
     _emit(syslog.LOG_WARNING, "warning", message % values if values else message, True)
 
 
+def note(message: str, *values: object) -> None:
+    """A warning for the log alone: whoever sees stderr is told on stdout."""
+    _emit(syslog.LOG_WARNING, "", message % values if values else message, False)
+
+
 def error(message: str, *values: object) -> None:
     _emit(syslog.LOG_ERR, "error", message % values if values else message, True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Makes `gnt-cluster verify` say which stores are nearly full, can't be used or are the same, on every node.
+"""Makes `gnt-cluster verify` say which stores are nearly full, can't be used or were mistaken, on every node.
 
 Ganeti counts a failing hook as an error of the verification, and shows what it printed.
 """
@@ -21,6 +21,6 @@ def react(_call: HookCall | None) -> None:
     from extstorage import apply, space, specs
 
     site = apply.site()
-    found = [*space.complaints(apply.usages(site)), *specs.shared_places(site.stores)]
+    found = [*space.complaints(apply.usages(site)), *specs.oddities(site.stores, site.default_store)]
     if found:
         raise StoresError(complaints="; ".join(found))

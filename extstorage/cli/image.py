@@ -144,8 +144,7 @@ def _advice(given: Given, facts: Mapping[str, object]) -> str:
             packed = given.packed() is not Compression.NONE
             return "if it was packed twice, unpack it once" if packed else f"if it is packed, say --compression {name}"
         case [str()]:
-            packings = ", ".join(one for one in Compression if one is not Compression.NONE)
-            return f"images are taken as raw or qcow2, also packed ({packings}): convert it first"
+            return "convert it to raw or qcow2 first"
     return ""
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.output import print_facts, print_json, print_rows
 from extstorage.cli.place import here, store_of, stores_meant
-from extstorage.errors import NoSuchVolumeError, ServerError, why_unusable
+from extstorage.errors import NoSuchVolumeError, ServerError, UnreachableStoreError, why_unusable
 from ganeti_plugin.errors import Error, StateError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _list(kind: str, options: Options) -> None:
             if options.store:
                 raise
             failed = True
-            print(f"warning: the store {name} can't be used: {why_unusable(error)}", file=sys.stderr)
+            print(f"warning: {UnreachableStoreError(name=name, reason=why_unusable(error))}", file=sys.stderr)
     if options.json:
         print_json(rows)
     else:

@@ -44,8 +44,10 @@ def add(commands: Commands) -> None:
     added = parser.add_argument("name", nargs="?", default="", help="one of them; without, everything is checked")
     added.completer = everything  # type: ignore[attr-defined]
     parser.add_argument("--repair", action="store_true", help="do what is certain to be right, and say what is lost")
-    parser = add_command(commands, "stats", "show sizes, sharing, and the I/O of attached volumes", _stats, json=True)
-    parser.add_argument("--prometheus", action="store_true", help="print the text format of Prometheus")
+    parser = add_command(commands, "stats", "show sizes, sharing, and the I/O of attached volumes", _stats)
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", help="print JSON")
+    how.add_argument("--prometheus", action="store_true", help="print the text format of Prometheus")
 
 
 class Stores:
@@ -160,7 +162,7 @@ def _dead(site: Site, name: str, marks: bool, repair: bool) -> Finding:
             apply.detach(site, name)
             repaired = "detached"
         elif there and marks:
-            text += ", and what that had acknowledged is not yet in the store"
+            text = "its server died here, and what that had acknowledged is not yet in the store"
             if repair:
                 apply.flush_marks(site, name)
                 repaired = "brought into the store"

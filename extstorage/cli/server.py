@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("name", "store", "mode", "writer", "pid", "device", "fault")
 
 
-class NothingToRestartError(InputError):
+class WhichServersError(InputError):
     template = "say which volumes' servers are to be restarted, or --all"
 
 
@@ -59,8 +59,8 @@ def _restart(options: Options) -> None:
     from extstorage.names import check_name
 
     site = here(options)
-    if not options.name and not options.all:
-        raise NothingToRestartError
+    if bool(options.name) == options.all:
+        raise WhichServersError
     names = attached.names(site) if options.all else [check_name(name) for name in options.name]
     failed = []
     for name in names:

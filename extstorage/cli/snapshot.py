@@ -68,7 +68,8 @@ def _export(options: Options) -> None:
         directory.mkdir()
         os.chown(directory, *identity.ids_of(site.user), follow_symlinks=False)
     except FileExistsError:
-        pass
+        if not directory.is_dir():
+            raise ExportError(path=directory, reason="it is no directory", hint="name a directory") from None
     except OSError as error:
         raise ExportError(path=directory, reason=error.strerror) from None
     with apply.using_store_of(site, name, options.store) as store, Meter(name, "exported") as meter:

@@ -53,7 +53,7 @@ def _list(options: Options) -> None:
         print_json(rows)
     else:
         print_rows(("name", "default", "size", "free", "full", "place"), rows)
-    for sentence in specs.shared_places(site.stores):
+    for sentence in specs.oddities(site.stores, site.default_store):
         print(f"warning: {sentence}", file=sys.stderr)
     faults = [UnreachableStoreError(name=usage.name, reason=usage.fault) for usage in usages if usage.fault]
     if len(faults) > 1:

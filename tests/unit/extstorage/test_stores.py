@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from extstorage.errors import (
     TooLargeForStoreError,
     UnknownOriginError,
     UnreachableStoreError,
+    UnreadableStoreError,
+    why_unusable,
 )
 from extstorage.names import BLOCK, LARGEST, PAGE, SECTOR
 from extstorage.plan import CreatePlan
@@ -87,12 +90,25 @@ def test_a_place_without_a_store_is_left_as_it_is(tmp_path: Path) -> None:
         stores.open_store(FilesSpec(tmp_path))
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    for place, complaint in ((tmp_path, "holds other files"), (tmp_path / "file", "no store can be made")):
+    for place, complaint in ((tmp_path, "holds something else"), (tmp_path / "file", "no store can be made")):
         with pytest.raises(BadStoreError, match=complaint):
             stores.open_store(FilesSpec(place), make=True)
     (tmp_path / "file").unlink()
     stores.open_store(FilesSpec(tmp_path), make=True)
     assert stores.open_store(FilesSpec(tmp_path)).names() == []
+
+
+def test_a_store_that_can_t_be_read_is_told_from_one_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the package's own directory, whose store makes itself."""
+    (tmp_path / "loop").symlink_to("loop")
+    for home in (stores.HOME, tmp_path / "loop"):
+        monkeypatch.setattr(stores, "HOME", home)
+        with pytest.raises(UnreadableStoreError, match="can't be read: Too many levels"):
+            stores.open_store(FilesSpec(tmp_path / "loop"))
+    error = PermissionError(errno.EACCES, "Permission denied", "/store")
+    assert why_unusable(error) == "/store: Permission denied"
 
 
 def test_a_volume_is_not_larger_than_a_file_can_be(tmp_path: Path) -> None:

@@ -106,6 +106,19 @@ def test_a_signal_lets_cleanup_run(number: signal.Signals, capsys: pytest.Captur
     assert capsys.readouterr().err == f"error: program: interrupted by {number.name}\n"
 
 
+def test_streams_that_a_caller_closed_are_written_to_by_nobody(tmp_path: Path) -> None:
+    """Else the next file that is opened has their number."""
+    code = (
+        "import os, sys\nsys.path.insert(0, sys.argv[1])\nfrom ganeti_plugin import entry\n"
+        "def main():\n    file = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT)\n    print('said', flush=True)\n"
+        "    print('warned', file=sys.stderr, flush=True)\n    os.write(file, b'kept')\n"
+        "sys.stdout = sys.stderr = None\nos.closerange(0, 3)\nsys.exit(entry.guarded('program', main))"
+    )
+    path = tmp_path / "file"
+    assert subprocess.run([sys.executable, "-c", code, str(TREE), str(path)], timeout=30, check=False).returncode == 0
+    assert path.read_bytes() == b"kept"
+
+
 def test_an_end_writes_what_was_printed_and_waits_for_nothing(tmp_path: Path) -> None:
     program = tmp_path / "program"
     text = "import atexit; from ganeti_plugin.entry import end; atexit.register(print, 'later'); print('now'); end(3)"

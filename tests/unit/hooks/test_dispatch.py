@@ -123,7 +123,7 @@ def test_verification_names_every_store_that_needs_somebody(monkeypatch: pytest.
     )
     found[:] = [Usage("c", Space(10, 9))]
     assert dispatch.main([]) == 0
-    site = apply.site()._replace(stores={"c": "rados:pool", "e": "rados:pool"})
+    site = apply.site()._replace(stores={"c": "rados:pool", "e": "rados:pool"}, default_store="c")
     monkeypatch.setattr(apply, "site", lambda: site)
     with pytest.raises(StoresError, match="the stores c and e of the configuration are one place"):
         dispatch.main([])

@@ -32,6 +32,7 @@ from extstorage.errors import (
 )
 from extstorage.files_store import FilesStore
 from extstorage.fsck import Finding
+from extstorage.images import BadPropertyError
 from extstorage.names import MEBIBYTE, PAGE
 from extstorage.pithos_export import ExportError
 from extstorage.plan import CreatePlan
@@ -121,7 +122,8 @@ def test_what_is_not_possible_is_one_error_and_changes_nothing(node: Node) -> No
         ("volume info web --store other", NoSuchVolumeError),
         ("volume list --store third", NoSuchStoreError),
         ("store create third", NoSuchStoreError),
-        ("server restart", server.NothingToRestartError),
+        ("server restart", server.WhichServersError),
+        ("server restart --all web", server.WhichServersError),
         ("server restart web", server.NotRestartedError),
     ):
         with pytest.raises(error):
@@ -214,7 +216,7 @@ def test_a_directory_with_other_files_is_left_as_it_is(node: Node, tmp_path: Pat
         if path.is_dir():
             shutil.rmtree(path)
     (tmp_path / "other/lock").unlink()
-    with pytest.raises(BadStoreError, match="other files, such as 'letter'"):
+    with pytest.raises(BadStoreError, match="something else, such as 'letter'"):
         node.run("store create other")
     assert list((tmp_path / "other").iterdir()) == [foreign]
 
@@ -297,7 +299,7 @@ def test_that_a_store_is_away_is_said_once(
     assert str(caught.value) == "the store 'main' can't be used: no monitor answers"
     with pytest.raises(items.IncompleteError):
         node.run("volume list")
-    assert "warning: the store main can't be used: no monitor answers\n" in capsys.readouterr().err
+    assert "warning: the store 'main' can't be used: no monitor answers\n" in capsys.readouterr().err
     assert node.stores()[0]["fault"] == "no monitor answers"
 
 
@@ -352,7 +354,7 @@ def test_a_scrub_of_one_store_does_not_wait_for_another(node: Node, tmp_path: Pa
         ("disk --format qcow2", b"\x1f\x8b\x08", "if it is packed, say --compression gzip"),
         ("disk", b"\xfd7zXZ\0", "if it is packed, say --compression xz"),
         ("disk --format qcow2", b"", "if it is a raw image, leave out --format"),
-        ("disk", b"KDMV", "images are taken as raw or qcow2, also packed (gzip, bzip2, xz, zstd): convert it first"),
+        ("disk", b"KDMV", "convert it to raw or qcow2 first"),
         ("disk", b"QED\0" + bytes(253) + b"ustar\0", ""),
     ],
 )
@@ -362,6 +364,16 @@ def test_what_a_source_may_be_instead_is_told(node: Node, line: str, content: by
         node.run(f"image import a {tmp_path}/{line}")
     assert str(caught.value).partition(" (")[2] == (f"{hint})" if hint else "")
     assert node.json("image list") == node.json("volume list") == []
+
+
+def test_what_contradicts_itself_is_refused(node: Node, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "disk").write_bytes(bytes(MEBIBYTE))
+    with pytest.raises(BadPropertyError, match="given more than once"):
+        node.run(f"image import a {tmp_path}/disk -p users=root -p USERS=debian")
+    with pytest.raises(SystemExit):
+        node.run("stats --json --prometheus")
+    assert "not allowed with" in capsys.readouterr().err
+    assert node.json("image list") == []
 
 
 def test_what_was_packed_twice_is_told() -> None:
@@ -391,10 +403,11 @@ def test_two_names_of_one_place_are_told(
     (tmp_path / "link").symlink_to("main")
     with_rados = {"x": "rados:pool/a", "y": "rados:pool/b", "z": "rados:pool/a?user=somebody", "bad": "nfs:/"}
     table = dict(node.site.stores) | {"old": f"files:{tmp_path}/link", "gone": f"files:{tmp_path}/gone"} | with_rados
-    first, second = specs.shared_places(table)
+    first, second = specs.oddities(table, "main")
     assert f"the stores main and old of the configuration are one place (files:{tmp_path}/main)" in first
     assert "the stores x and z of the configuration are one place (rados:pool/a)" in second
-    assert not list(specs.shared_places(node.site.stores))
+    assert not list(specs.oddities(node.site.stores, "other"))
+    assert list(specs.oddities({}, "x")) == ["the setting default_store names 'x', which is not one of the stores"]
     monkeypatch.setattr(apply, "site", lambda: node.site._replace(stores={"main": table["main"], "old": table["old"]}))
     options = cli.parser().parse_args(["store", "list"])
     options.action(options)
@@ -407,6 +420,9 @@ def test_a_file_that_is_not_there_is_one_sentence(node: Node, line: str, tmp_pat
         node.run(line.replace("NOTHING", str(tmp_path / "nothing")))
     node.run("volume create web 1G")
     node.run("snapshot create web golden")
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match="it is no directory .name a directory.$"):
+        node.run(f"snapshot export-pithos golden {tmp_path}/file")
     with pytest.raises(ExportError, match="No such file"):
         node.run(f"snapshot export-pithos golden {tmp_path}/nowhere/pithos")
 

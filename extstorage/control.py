@@ -25,9 +25,13 @@ SOCKET = "control.sock"
 #: Exit status of a server that made room for a successor; the unit knows it.
 REPLACED = 85
 
-#: A snapshot waits for the store's lock and for running requests, each at most a minute.
+#: Seconds for an answer: a snapshot waits for the store's lock and for running requests, each at most a minute.
 TIMEOUT = 240.0
+
+#: Seconds after which the server looks after other things while nobody calls.
 ACCEPT_TIMEOUT = 0.05
+
+#: Bytes of a request or reply.
 _LIMIT = 65536
 
 Request = Mapping[str, object]

@@ -36,7 +36,9 @@ TOTAL = 6 * 3600
 MINIMUM_RATE = 16 << 10
 _WINDOW = 60.0
 
+#: Bytes that are read at a time.
 _PIECE = 1 << 16
+
 _HEADER_LINES = {"Accept-Encoding": "identity", "User-Agent": "snf-archipelago"}
 _PORTS = {"http": 80, "https": 443}
 

@@ -23,11 +23,12 @@ from pathlib import Path
 
 from extstorage import file_system
 from extstorage.bitmaps import runs_of
+from extstorage.content_layer import ContentLayer
 from extstorage.errors import BrokenError
 from extstorage.file_system import FILE_MODE, FOLDER_MODE, NO_HOLES
 from extstorage.maps import Source
 from extstorage.names import BLOCK
-from extstorage.pages import FULL, RECORD, from_record, mask_of, to_record
+from extstorage.pages import RECORD, from_record, mask_of, to_record
 from ganeti_plugin.files import fsync_directory
 
 #: The data file is what makes a layer be there: it is made last and removed last.
@@ -98,8 +99,8 @@ def _seek(descriptor: int, position: int, whence: int, end: int) -> int:
         return end
 
 
-class ContentFile(_FileRange):
-    """One content block; reads the same at every index."""
+class ContentFile(_FileRange, ContentLayer):
+    """A content block; the file may be shorter than a block, and reads as zeros behind its end."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), os.O_RDONLY)
@@ -112,27 +113,6 @@ class ContentFile(_FileRange):
 
     def prefetch(self, index: int, offset: int, length: int) -> None:
         os.posix_fadvise(self._data, offset, length, os.POSIX_FADV_WILLNEED)
-
-    def load_pages(self, index: int) -> int:
-        return FULL
-
-    def present(self) -> dict[int, int | None]:
-        return {}
-
-    def blocks(self) -> Iterator[tuple[int, int | None]]:
-        return iter(())
-
-    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
-        raise OSError(errno.EROFS, "a content block is immutable")
-
-    def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
-        raise OSError(errno.EROFS, "a content block is immutable")
-
-    def sync(self) -> None:
-        """It was durable before any map named it."""
-
-    def save_pages(self, pages: Mapping[int, int]) -> None:
-        raise OSError(errno.EROFS, "a content block is immutable")
 
 
 class FileLayer(_FileRange):

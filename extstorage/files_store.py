@@ -46,10 +46,13 @@ from extstorage.scans import PIECE, Scan, name_of
 from extstorage.store import Info, Layer, R, Space, Stored, T, decode_info, encode_info
 from ganeti_plugin.files import LockedError, fsync_directory, locked, remove, remove_tree, write_atomically
 
+#: Of the layout described above. Another version is not touched.
 VERSION = 2
 STORE_FILE = "store.json"
 _FOLDERS = ("maps", "data", "content")
 _PREVIOUS = "map.old"
+
+#: Bytes of a map or of facts: more than the largest map there can be (`names.LARGEST`).
 _MAP_LIMIT = 1 << 30
 
 #: Seconds for the lock of the whole store, whose holders are quick.

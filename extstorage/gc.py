@@ -29,12 +29,14 @@ from extstorage.names import MEBIBYTE, PAGE
 from extstorage.store import Store
 from ganeti_plugin.log import info
 
+#: The name of this work among those of which there is one at a time (`Store.only_one`).
 WORK = "gc"
 
 #: Rounds without the lock go on while more than this many maps have changed, but not for ever.
 _FEW = 16
 _MOST_ROUNDS = 4
 
+#: Content blocks that may be garbage and are in memory at a time.
 _MOST_SUSPECTS = 100_000
 
 Progress = Callable[[int], None]

@@ -27,6 +27,8 @@ KVM = Path("/var/run/ganeti/kvm-hypervisor")
 
 #: Seconds for one answer; Ganeti may be talking to the monitor, which listens to one at a time.
 TIMEOUT = 60.0
+
+#: Bytes of an answer: the list of a guest's disks is long.
 _LIMIT = 1 << 22
 
 

@@ -24,6 +24,7 @@ from ganeti_plugin.run import DEVNULL, run, spawn
 #: Seconds that requests wait for a new connection before they fail; the device's unit says the same.
 PATIENCE = 300
 
+#: Of loop devices (Linux, admin-guide/devices.txt), and the numbers that are tried.
 _MAJOR = 7
 _MOST = 1024
 

@@ -34,10 +34,16 @@ from extstorage.names import BLOCK, LARGEST, blocks_of
 from extstorage.packing import NUMBERS, ROW, Packing
 from extstorage.pages import full_mask
 
+#: The layers that an entry can name.
 DEPTH = NUMBERS
+
 MAGIC = b"SNFAMAP\n"
 VERSION = 3
+
+#: In the flags: of a snapshot or image.
 READ_ONLY = 1
+
+#: Bytes of a SHA-256.
 DIGEST = 32
 
 #: An entry with this bit is not the number of a source but the index of a digest.

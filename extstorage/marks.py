@@ -20,8 +20,13 @@ from extstorage.bitmaps import bits_of
 from extstorage.maps import DIGEST, Source
 from extstorage.scans import Scan
 
+#: Bytes of a number in an entry.
 _ENTRY = 4
+
+#: Bits that are looked at of a digest, which make a table of 32 MiB.
 _BITS = 28
+
+#: Bytes of digests that are entered together, and digests that are known to be in the table without looking there.
 _CHUNK = DIGEST << 16
 _MOST_RECENT = 1 << 18
 

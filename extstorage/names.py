@@ -7,6 +7,8 @@ import os
 
 from extstorage.errors import BadNameError, BadSizeError
 
+#: Bytes of a block, which is what maps, layers and content count in (and Pithos, whose blocks ours are); of a page,
+#: which is what a layer has or has not; and of a sector, of which every size is a multiple.
 BLOCK = 4 << 20
 PAGE = 4096
 SECTOR = 512
@@ -26,7 +28,8 @@ _ALLOWED = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 #: /run/snf-archipelago/<name>/control.sock must fit into the 107 characters of a socket address.
 LONGEST_NAME = 72
 
-#: 64 TiB: sixteen times what fits into one layer file of ext4 would be fiction; maps stay below 256 MiB.
+#: Bytes of a volume: 64 TiB, whose map has 256 MiB of entries in memory. What a store can take may be less: one file
+#: of ext4, and so a layer there, has at most 16 TiB (`Store.check_size`).
 LARGEST = 1 << 46
 
 

@@ -48,6 +48,8 @@ _SECTOR = 512
 _HEADER = struct.Struct("=IHHII")
 _GENERIC = struct.Struct("=BBH")
 _ATTRIBUTE = struct.Struct("=HH")
+
+#: Bytes of an answer, and seconds for it.
 _ANSWER_LIMIT = 65536
 _ANSWER_TIMEOUT = 30.0
 

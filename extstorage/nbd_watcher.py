@@ -33,6 +33,7 @@ _LOOK = 5.0
 _RETRY = 0.1
 _HANDSHAKE = 10.0
 
+#: The numbers of devices that are tried.
 _MOST = 1024
 
 # The NBD protocol's handshake (NetworkBlockDevice/nbd, doc/proto.md)

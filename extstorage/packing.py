@@ -27,7 +27,10 @@ _BLOCKS = 1 << 14
 #: The fastest of zlib: entries come in runs, and a clone must not wait for its map.
 _LEVEL = 1
 
+#: zlib's header for the fastest level and an empty last block of deflate (RFC 1950, RFC 1951 3.2.6).
 _BEGIN, _END = b"\x78\x01", b"\x03\x00"
+
+#: What Adler-32 counts modulo (RFC 1950).
 _BASE = 65521
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from extstorage.names import BLOCK, PAGE
 
+#: Pages of a block, bytes of a stored bitmap, and the bitmap of a block that has all its pages.
 PAGES = BLOCK // PAGE
 RECORD = PAGES // 8
 FULL = (1 << PAGES) - 1
@@ -29,10 +30,12 @@ def full_mask(size: int, index: int) -> int:
 
 
 def to_record(bits: int) -> bytes:
+    """A bitmap as it is stored."""
     return bits.to_bytes(RECORD, "little")
 
 
 def from_record(record: bytes | memoryview) -> int:
+    """The bitmap in a record; a shorter record is one without its last pages."""
     bits = int.from_bytes(record, "little")
     # One object for all full blocks: a volume of 1 TiB may have 262144 of them in memory.
     return FULL if bits == FULL else bits

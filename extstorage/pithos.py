@@ -191,7 +191,7 @@ class Pool:
             return b""
 
     def layer(self, name: str) -> Layer | None:
-        from extstorage.rados_layers import ContentBlock
+        from extstorage.rados_contents import ContentBlock
 
         return ContentBlock(self._objects(), name) if self.size(name) >= 0 else None
 

@@ -5,6 +5,8 @@ content.DIGEST              a content block; its version tells whether it was to
 contents.XX                 tables: the digests whose first byte is XX, modulo 64, and who put them last
 """
 
+# ruff: noqa: ARG002 - `store.py` prescribes the arguments
+
 from __future__ import annotations
 
 import contextlib
@@ -12,10 +14,11 @@ import re
 import time
 from collections.abc import Callable, Iterator
 
+from extstorage.content_layer import ContentLayer
 from extstorage.digests import Digests
-from extstorage.names import token
+from extstorage.errors import BrokenError
+from extstorage.names import PAGE, token
 from extstorage.rados_errors import ChangedObjectError, NoObjectError
-from extstorage.rados_layers import ContentBlock
 from extstorage.rados_locks import FENCE_SECONDS
 from extstorage.rados_pool import Change, Objects
 
@@ -25,6 +28,36 @@ _SHARDS = 64
 #: Of a content block that is not there any more, and since when.
 _GONE = re.compile(rb"gone ([0-9]{1,15})")
 _CONTENT = re.compile(r"content\.([0-9a-f]{64})", re.ASCII)
+
+
+class ContentBlock(ContentLayer):
+    """The object `key`; it may be shorter than a block, and reads as zeros behind its end."""
+
+    def __init__(self, objects: Objects, key: str) -> None:
+        self._objects = objects
+        self._key = key
+        self._size = -1
+
+    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
+        try:
+            self._objects.readinto(self._key, offset, buffer)
+        except NoObjectError:
+            raise self._missing() from None
+
+    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
+        if self._size < 0:
+            try:
+                self._size = self._objects.size(self._key)
+            except NoObjectError:
+                raise self._missing() from None
+        full = max(0, min(length, -(-self._size // PAGE) * PAGE - offset))
+        if full:
+            yield full, False
+        if length > full:
+            yield length - full, True
+
+    def _missing(self) -> BrokenError:
+        return BrokenError(path=self._key, reason="the content block is missing")
 
 
 class RadosContents:

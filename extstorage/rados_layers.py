@@ -14,8 +14,6 @@ that, or for a death before the object was made, so `present` looks, and makes i
 has the volume; it has little to look at, because each change of the index also says which neighbours are there.
 """
 
-# ruff: noqa: ARG002 - `store.py` prescribes the arguments
-
 from __future__ import annotations
 
 import struct
@@ -31,9 +29,11 @@ from extstorage.pages import FULL, RECORD, from_record, mask_of, runs, to_record
 from extstorage.rados_errors import NoAttributeError, NoObjectError
 from extstorage.rados_pool import Change, Objects
 
+#: The attribute of a block, and the table of layers.
 PAGES = "pages"
 LAYERS = "layers"
 
+#: Locks for the blocks of a layer.
 _STRIPES = 64
 _MOST_BLOCKS = LARGEST // BLOCK
 _TAIL = struct.Struct("<II")
@@ -310,57 +310,6 @@ def _with_whole_pages(offset: int, data: memoryview, zeros: int) -> tuple[int, m
     if (start, stop) == (offset, end):
         return offset, data
     return start, memoryview(bytes(offset - start) + bytes(data) + bytes(stop - end))
-
-
-class ContentBlock:
-    """An immutable block, named by the digest of its bytes; it may be shorter than a block."""
-
-    def __init__(self, objects: Objects, key: str) -> None:
-        self._objects = objects
-        self._key = key
-        self._size = -1
-
-    def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
-        try:
-            self._objects.readinto(self._key, offset, buffer)
-        except NoObjectError:
-            raise BrokenError(path=self._key, reason="the content block is missing") from None
-
-    def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
-        if self._size < 0:
-            try:
-                self._size = self._objects.size(self._key)
-            except NoObjectError:
-                raise BrokenError(path=self._key, reason="the content block is missing") from None
-        full = max(0, min(length, -(-self._size // PAGE) * PAGE - offset))
-        if full:
-            yield full, False
-        if length > full:
-            yield length - full, True
-
-    def prefetch(self, index: int, offset: int, length: int) -> None:
-        """There is no cache to fill."""
-
-    def load_pages(self, index: int) -> int:
-        return FULL
-
-    def present(self) -> dict[int, int | None]:
-        return {0: FULL}
-
-    def blocks(self) -> Iterator[tuple[int, int | None]]:
-        return iter(((0, FULL),))
-
-    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
-        raise BrokenError(path=self._key, reason="a content block never changes")
-
-    def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
-        raise BrokenError(path=self._key, reason="a content block never changes")
-
-    def sync(self) -> None:
-        """Nothing is written here."""
-
-    def save_pages(self, pages: Mapping[int, int]) -> None:
-        """Nothing is written here."""
 
 
 def open_layer(objects: Objects, source: Source) -> RadosLayer:

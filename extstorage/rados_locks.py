@@ -47,7 +47,10 @@ _LEFT: set[str] = set()
 #: Seconds that a process waits at its end for a cluster that does not answer.
 _FAREWELL = 2.0
 
+#: Bytes of a lock's object: each reader of a snapshot has an entry there.
 _LARGEST = 1 << 20
+
+#: Seconds between two looks at a lock that somebody has.
 _POLL = 0.1
 
 

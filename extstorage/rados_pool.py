@@ -37,6 +37,7 @@ CONNECT_TIMEOUT = 15
 #: LIBRADOS_OPERATION_FULL_TRY and _FULL_FORCE of librados.h, which 16.2 does not name in Python.
 _FORCE = 64 | 128
 
+#: Threads for work on many objects, what each takes at a time, and entries of a table that are read at a time.
 _WORKERS = 16
 _BATCH = 16
 _OMAP_BATCH = 1000

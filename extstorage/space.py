@@ -6,12 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from extstorage.names import MEBIBYTE
 from extstorage.store import Space, Store
 from ganeti_plugin import config
 from ganeti_plugin.errors import StateError
 from ganeti_plugin.log import warning
-
-_MEBIBYTE = 1 << 20
 
 
 class NearlyFullError(StateError):
@@ -55,5 +54,5 @@ def complaints(usages: list[Usage]) -> Iterator[str]:
             yield f"the store {usage.name!r} can't be used: {usage.fault}"
         elif usage.percent >= settings.space_warn:
             refused = ", so nothing new is made in it" if usage.percent >= settings.space_refuse else ""
-            left = f"{usage.space.free // _MEBIBYTE} MiB left"
+            left = f"{usage.space.free // MEBIBYTE} MiB left"
             yield f"the store {usage.name!r} is {usage.percent} % full ({left}){refused}"

@@ -126,7 +126,8 @@ class Layer(Protocol):
     def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
         """Fill the buffer; what was never written reads as zeros."""
 
-    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None: ...
+    def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
+        """Store the data, all of which lies in the block. Raises OSError; then some of it may be there."""
 
     def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
         """Make a range read as zeros and give its space back, if the store can."""
@@ -134,9 +135,11 @@ class Layer(Protocol):
     def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         """The range as runs (length, whether it is a hole)."""
 
-    def prefetch(self, index: int, offset: int, length: int) -> None: ...
+    def prefetch(self, index: int, offset: int, length: int) -> None:
+        """Have a range at hand that will be read soon, if there is a cache to fill."""
 
-    def sync(self) -> None: ...
+    def sync(self) -> None:
+        """Make what was written durable. Raises OSError; after that, nobody knows what of it is there."""
 
     def load_pages(self, index: int) -> int:
         """The pages of one block that the layer has, as saved."""
@@ -150,7 +153,8 @@ class Layer(Protocol):
     def blocks(self) -> Iterator[tuple[int, int | None]]:
         """The same for everybody, and one after the other: there may be millions."""
 
-    def save_pages(self, pages: Mapping[int, int]) -> None: ...
+    def save_pages(self, pages: Mapping[int, int]) -> None:
+        """Keep the bitmaps of these blocks, durably, in place of those that were saved. Not with `atomic_pages`."""
 
 
 class VolumeLock(Protocol):
@@ -159,9 +163,11 @@ class VolumeLock(Protocol):
     def holder(self) -> Holder | None:
         """The record as it stands now: ours, unless somebody took the volume over."""
 
-    def record(self, holder: Holder) -> None: ...
+    def record(self, holder: Holder) -> None:
+        """Say who has the volume: for messages, and for who has it next."""
 
-    def release(self) -> None: ...
+    def release(self) -> None:
+        """Let go of it; once more does no harm."""
 
 
 class Store(Protocol):
@@ -183,9 +189,11 @@ class Store(Protocol):
     def close(self) -> None:
         """To be called by who opened it, when nothing of it is used any more."""
 
-    def space(self) -> Space: ...
+    def space(self) -> Space:
+        """How much the place where it is can hold."""
 
-    def names(self) -> list[str]: ...
+    def names(self) -> list[str]:
+        """Volumes, snapshots and images, in alphabetical order."""
 
     def possible_names(self) -> list[str]:
         """The same, and those that one who died left behind, or that are just coming or going: cheap."""
@@ -196,9 +204,11 @@ class Store(Protocol):
     def each(self, work: Callable[[T], R], arguments: Sequence[T]) -> Iterator[R]:
         """Call for each, in order; several at a time where that is faster."""
 
-    def exists(self, name: str) -> bool: ...
+    def exists(self, name: str) -> bool:
+        """Whether there is a volume, snapshot or image of that name, be it broken."""
 
-    def read_map(self, name: str) -> VolumeMap: ...
+    def read_map(self, name: str) -> VolumeMap:
+        """Raises NoSuchVolumeError, and BrokenError if it is damaged; so does whatever reads a map or facts."""
 
     def scan_map(self, name: str, look: Callable[[Scan], R]) -> R:
         """What `look` says of the map, which it reads piece by piece. It may be called again: a map may be replaced."""
@@ -221,24 +231,29 @@ class Store(Protocol):
     def map_version(self, name: str) -> object:
         """A value that differs after `write_map`."""
 
-    def read_info(self, name: str) -> Info: ...
+    def read_info(self, name: str) -> Info:
+        """The facts beside the map."""
 
-    def write_info(self, name: str, info: Info) -> None: ...
+    def write_info(self, name: str, info: Info) -> None:
+        """Replace them, atomically and durably."""
 
     def check_size(self, size: int) -> None:
         """Raises TooLargeForStoreError if no volume here can be as large."""
 
-    def create(self, name: str, volume_map: VolumeMap, info: Info) -> None: ...
+    def create(self, name: str, volume_map: VolumeMap, info: Info) -> None:
+        """Needs the store's lock. Raises AlreadyThereError."""
 
     def create_copy(self, name: str, origin: str, head: VolumeMap, info: Info) -> None:
         """Create a map with all that the origin's says of blocks; of `head`, the sources and entries don't count.
 
-        Needs the store's lock. Raises BrokenError if what is read of the origin's map is damaged.
+        Needs the store's lock. Raises AlreadyThereError, and BrokenError if what is read of the origin is damaged.
         """
 
-    def remove(self, name: str) -> None: ...
+    def remove(self, name: str) -> None:
+        """Remove map, facts and lock, but no layer. Needs the store's lock; nothing happens if it is not there."""
 
-    def rename(self, old: str, new: str) -> None: ...
+    def rename(self, old: str, new: str) -> None:
+        """Needs the store's lock, and that of `old`; the caller has made sure that there is no `new`."""
 
     def locked(self) -> AbstractContextManager[None]:
         """The lock of the whole store: held while names come and go."""
@@ -258,17 +273,20 @@ class Store(Protocol):
     def ask_for_lock(self, name: str) -> None:
         """Ask a holder that shares the volume to flush and yield."""
 
-    def lock_is_asked_for(self, name: str) -> bool: ...
+    def lock_is_asked_for(self, name: str) -> bool:
+        """Whether somebody did, and nobody has had it since."""
 
-    def forget_request(self, name: str) -> None: ...
+    def forget_request(self, name: str) -> None:
+        """To be called by who got the lock after it had asked."""
 
     def layer(self, source: Source, *, writable: bool = False) -> Layer:
         """Raises BrokenError when there is none, at once or at its first use."""
 
-    def layers(self) -> Iterable[Source]: ...
+    def layers(self) -> Iterable[Source]:
+        """All layers that there are; a layer is there from its first write on."""
 
     def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:
-        """Answers with the bytes freed. After so many seconds it may stop: the rest is left to the collection."""
+        """Answers with the bytes freed. After `patience` seconds it may stop: the rest is left to the collection."""
 
     def free_blocks(self, source: Source, keep: int) -> int:
         """Give back the blocks of a frozen layer that are not in the bitmap `keep`; answers with the bytes freed.

@@ -40,6 +40,7 @@ from ganeti_plugin.run import spawn
 
 STDIN = "-"
 
+#: Bytes that are read at a time.
 _PIECE = 1 << 20
 
 #: Seconds that a feeder has to end after its reader.
@@ -48,11 +49,14 @@ _FINISH = 5.0
 #: Where a stream is kept that must be read here and there, and the part of that file system that stays free.
 SPOOL = Path("/var/tmp")
 _STAYS_FREE = 0.1
+
+#: Bytes after which that is looked at again.
 _CHECKED = 64 << 20
+
+#: A spool is a directory of that name, whose lock is held by who uses it; seconds that one may take to lock a new one.
 _PREFIX = "snf-archipelago-spool-"
 _LOCK = "lock"
 _NEW = 60.0
-
 
 _KILLED = "it was killed: it took more than {} s of CPU time, which image_limit decides, or too much memory"
 

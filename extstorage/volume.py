@@ -27,9 +27,14 @@ from extstorage.pages import FULL, PAGES, full_mask, mask_of, runs
 from extstorage.run_pages import RunPages
 from extstorage.store import Layer, Store
 
+#: Locks for all blocks together: as many writers of new pages as a server has threads meet seldom.
 _STRIPES = 64
+
+#: Layers that stay open, each with two descriptors in a files store, and blocks whose layers are remembered.
 _OPEN_LAYERS = 1024
 _CACHED_BASES = 16384
+
+#: Extents of one answer: NBD clients ask again for the rest.
 _MOST_EXTENTS = 4096
 
 Base = tuple[tuple[Source, int], ...]

@@ -19,6 +19,7 @@ import errno
 import os
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 
 from extstorage import file_system
@@ -43,6 +44,9 @@ _ZEROS = bytes(1 << 20)
 _STRIDE = 256
 _RECORD_END = RECORD + 4
 _NO_RECORD = bytes(_RECORD_END)
+
+#: Ranges of a sparse file of which the disk is told ahead.
+_AHEAD = 64
 
 #: Records that are looked at together, and what is read at a time.
 _NO_RECORDS = bytes(16 * _STRIDE)
@@ -86,6 +90,14 @@ def _with_data(descriptor: int, position: int, end: int) -> Iterator[tuple[int, 
     while (first := _seek(descriptor, position, os.SEEK_DATA, end)) < end:
         position = _seek(descriptor, first, os.SEEK_HOLE, end)
         yield first, position
+
+
+def _ahead(descriptor: int, ranges: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same ranges, of which the disk is told many at a time: they are too far apart for the kernel to guess."""
+    while some := list(islice(ranges, _AHEAD)):
+        for first, end in some:
+            os.posix_fadvise(descriptor, first, end - first, os.POSIX_FADV_WILLNEED)
+        yield from some
 
 
 def _seek(descriptor: int, position: int, whence: int, end: int) -> int:
@@ -190,7 +202,7 @@ class FileLayer(_FileRange):
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:
         position = 0
-        for first, end in _with_data(self._pages, 0, os.fstat(self._pages).st_size):
+        for first, end in _ahead(self._pages, _with_data(self._pages, 0, os.fstat(self._pages).st_size)):
             # Whole records, and none twice, wherever the file system has its holes.
             position = max(position, first - first % _STRIDE)
             while position < end:

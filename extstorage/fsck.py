@@ -36,8 +36,6 @@ _ATTEMPTS = 5
 #: Entries of a map that are looked at together.
 _PART = 1 << 16
 
-Progress = Callable[[int], None]
-
 
 class Finding(NamedTuple):
     """Something that is not as it should be. `name` is empty when it concerns the whole store."""
@@ -52,18 +50,16 @@ class Finding(NamedTuple):
     damage: bool = True
 
 
-def check(
-    store: Store, name: str = "", *, repair: bool = False, progress: Progress = lambda _percent: None
-) -> list[Finding]:
+def check(store: Store, name: str = "", *, repair: bool = False, progress: gc.Progress = gc.untold) -> list[Finding]:
     """Check one name, or all. Raises NoSuchVolumeError, and BusyError while a collection runs."""
     if name and not store.exists(name):
         raise NoSuchVolumeError(what="volume, snapshot or image", name=name, store=store.title)
     with store.only_one(gc.WORK):
-        work = _Check(store, repair)
+        work = _Check(store, repair, progress)
         if not name:
             # Of one name, each content is asked for instead.
             work.list_contents()
-        return work.run([name] if name else store.possible_names(), progress)
+        return work.run([name] if name else store.possible_names())
 
 
 class _Found(NamedTuple):
@@ -146,9 +142,11 @@ class _ChangedError(Exception):
 
 
 class _Check:
-    def __init__(self, store: Store, repair: bool) -> None:
+    def __init__(self, store: Store, repair: bool, progress: gc.Progress) -> None:
         self._store = store
         self._repair = repair
+        self._progress = progress
+        self._percent = self._seen = 0
         self._found: list[Finding] = []
         self._layers: dict[Source, BrokenError | None] = {}
         self._contents = Digests()
@@ -157,11 +155,12 @@ class _Check:
         self._epochs: dict[bytes, list[int]] = {}
         self._version: object = None
 
-    def run(self, names: Sequence[str], progress: Progress) -> list[Finding]:
+    def run(self, names: Sequence[str]) -> list[Finding]:
         # Before the maps are read: a volume makes its layers after its map.
         self._epochs = self._list_epochs()
         for position, (name, is_quiet) in enumerate(zip(names, self._store.each(self._is_quiet, names), strict=True)):
-            progress(100 * position // len(names))
+            self._percent = 100 * position // len(names)
+            self._progress(self._percent)
             self._check_name(name, is_quiet)
         self._check_owners(names)
         self._check_leftovers()
@@ -171,6 +170,7 @@ class _Check:
         """Also those that no collection would find; once it can, it knows whether anybody needs them."""
         forgotten = 0
         for digest, is_known in self._store.walk_contents():
+            self._tell(1)
             if self._contents.add(digest) and not is_known:
                 forgotten += 1
                 if self._repair:
@@ -179,6 +179,12 @@ class _Check:
             repaired = "entered again, for the next collection" if self._repair else ""
             text = f"{forgotten} content blocks are stored that no collection would find"
             self._note("", text, repaired=repaired, damage=False)
+
+    def _tell(self, contents: int) -> None:
+        """A single map may name millions of them."""
+        before, self._seen = self._seen, self._seen + contents
+        if before // gc.TELLING < self._seen // gc.TELLING:
+            self._progress(self._percent, f", {self._seen} content blocks")
 
     def _list_epochs(self) -> dict[bytes, list[int]]:
         """For each owner, the epochs of its layers."""
@@ -361,6 +367,7 @@ class _Check:
     def _are_missing(self, digests: bytes) -> bytearray:
         """A byte for each of them."""
         missing = bytearray(digest not in self._contents for digest in digests_in(digests))
+        self._tell(len(missing))
         suspects = list(indexes_of(bits_of(missing, 1)))
         names = [digests[number * DIGEST : (number + 1) * DIGEST] for number in suspects]
         for number, there in zip(suspects, self._store.each(self._can_be_read, names), strict=True):

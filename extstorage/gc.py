@@ -17,9 +17,7 @@ Nothing is remembered between runs: one that was killed is simply followed by an
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from extstorage.bitmaps import lookup
 from extstorage.errors import BrokenError, NoSuchVolumeError
@@ -39,7 +37,18 @@ _MOST_ROUNDS = 4
 #: Content blocks that may be garbage and are in memory at a time.
 _MOST_SUSPECTS = 100_000
 
-Progress = Callable[[int], None]
+#: Content blocks after which somebody is told that it goes on.
+TELLING = 4096
+
+
+class Progress(Protocol):
+    """Who is told how far long work is: per cents, and what else can be said."""
+
+    def __call__(self, percent: int, detail: str = "") -> None: ...
+
+
+def untold(percent: int, detail: str = "") -> None:
+    """Nobody is told."""
 
 
 class Report(NamedTuple):
@@ -56,8 +65,8 @@ class Report(NamedTuple):
     faults: tuple[str, ...]
 
 
-def collect(store: Store, *, dry_run: bool = False, progress: Progress = lambda _percent: None) -> Report:
-    """Run one collection. `progress` is called with per cents. Raises BusyError when another one runs."""
+def collect(store: Store, *, dry_run: bool = False, progress: Progress = untold) -> Report:
+    """Run one collection. Raises BusyError when another one runs."""
     with store.only_one(WORK):
         report = _Collection(store, dry_run, progress).run()
     if report.freed and not dry_run:
@@ -117,8 +126,15 @@ class _Collection:
 
     def _unnamed_contents(self) -> list[tuple[bytes, object]]:
         """Content blocks that may be garbage; not more than fit into memory, so that there may be further ones."""
-        found = ((digest, version) for digest, version in self._store.contents() if not self._named(digest))
-        return list(islice(found, _MOST_SUSPECTS))
+        found: list[tuple[bytes, object]] = []
+        for count, (digest, version) in enumerate(self._store.contents()):
+            if count % TELLING == 0:
+                self._progress(50, f", {count} content blocks")
+            if not self._named(digest):
+                found.append((digest, version))
+                if len(found) == _MOST_SUSPECTS:
+                    break
+        return found
 
     def _named(self, digest: bytes) -> bool:
         return self._marks.names_content(digest)
@@ -151,7 +167,9 @@ class _Collection:
     def _sweep_contents(self, suspects: list[tuple[bytes, object]]) -> int:
         removed = 0
         while suspects:
-            for digest, version in suspects:
+            for position, (digest, version) in enumerate(suspects):
+                if position % TELLING == 0:
+                    self._progress(99, f", {removed} content blocks removed")
                 if not self._named(digest):
                     freed = self._free_content(digest, version)
                     self._freed += freed

@@ -57,6 +57,10 @@ def human(size: int) -> str:
     return f"{value:.1f} TiB"
 
 
+#: Seconds after which the line is written anew when only its details have changed.
+_OFTEN = 1.0
+
+
 class Meter:
     """Progress on a terminal: one line on stderr that changes, and is ended whatever happens. Nothing elsewhere."""
 
@@ -64,6 +68,8 @@ class Meter:
         self._name = name
         self._done = done
         self._shown = -1
+        self._detail = ""
+        self._when = 0.0
         self._on_terminal = sys.stderr.isatty()
 
     def __enter__(self) -> Self:
@@ -74,6 +80,10 @@ class Meter:
             print(file=sys.stderr)
 
     def __call__(self, percent: int, detail: str = "") -> None:
-        if self._on_terminal and percent > self._shown:
-            self._shown = percent
-            print(f"\r{self._name}: {percent:3d} % {self._done}{detail}\033[K", end="", file=sys.stderr, flush=True)
+        if not self._on_terminal:
+            return
+        is_news = detail != self._detail and time.monotonic() >= self._when + _OFTEN
+        if percent > self._shown or is_news:
+            self._shown, self._detail, self._when = max(percent, self._shown), detail, time.monotonic()
+            text = f"{self._name}: {self._shown:3d} % {self._done}{detail}"
+            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)

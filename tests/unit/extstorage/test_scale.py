@@ -141,6 +141,30 @@ def test_a_content_that_many_clones_miss_is_asked_for_once() -> None:
     assert store.asked["layer"] == 1
 
 
+def test_a_single_map_of_many_content_blocks_shows_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gc, "TELLING", 10)
+    store = Counting()
+    digests = [number.to_bytes(32, "big") for number in range(40)]
+    for digest in digests[:20]:
+        store.put_content(digest, memoryview(b"x"))
+    store.create("image", maps.from_digests(40 * BLOCK, bytes(16), digests), Info(created=1.0, image=True))
+    told: list[tuple[int, str]] = []
+
+    def tell(percent: int, detail: str = "") -> None:
+        told.append((percent, detail))
+
+    assert len(fsck.check(store, "image", progress=tell)) == 1
+    assert told == [(0, ""), (0, ", 40 content blocks")]
+    told.clear()
+    fsck.check(store, progress=tell)
+    assert told == [*((0, f", {count} content blocks") for count in (10, 20)), (0, ""), (0, ", 60 content blocks")]
+    told.clear()
+    catalog.remove(store, "image")
+    assert gc.collect(store, progress=tell).contents == 20
+    assert (50, ", 10 content blocks") in told
+    assert (99, ", 10 content blocks removed") in told
+
+
 def test_a_check_asks_a_few_things_of_each_name() -> None:
     asked = []
     for count in (FEW, MANY):

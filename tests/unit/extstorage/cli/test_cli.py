@@ -107,6 +107,11 @@ def test_progress_is_for_terminals(capsys: pytest.CaptureFixture[str], monkeypat
     with contextlib.suppress(BadStoreError), output.Meter("web", "copied") as meter:
         for percent in (0, 50, 50, 10):
             meter(percent)
+        meter(50, ", too soon")
+        monkeypatch.setattr(output, "_OFTEN", 0.0)
+        meter(50, ", 7 blocks")
+        meter(50, ", 7 blocks")
         raise BadStoreError(path="/store", reason="it is away")
     # What is said next has a line of its own.
-    assert capsys.readouterr().err == "\rweb:   0 % copied\033[K\rweb:  50 % copied\033[K\n"
+    lines = "\rweb:   0 % copied\033[K\rweb:  50 % copied\033[K\rweb:  50 % copied, 7 blocks\033[K\n"
+    assert capsys.readouterr().err == lines

@@ -29,6 +29,9 @@ from extstorage.names import MEBIBYTE, check_name, check_size, new_id
 from extstorage.store import Holder, Info, Store
 from ganeti_plugin.log import info, warning
 
+#: What `kind_of` answers with.
+KINDS = ("volume", "snapshot", "image")
+
 #: Content blocks of an image whose size is asked for.
 _SAMPLE = 1024
 

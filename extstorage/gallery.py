@@ -13,8 +13,6 @@ from extstorage.names import check_name
 from extstorage.store import Store
 from ganeti_plugin.log import info
 
-_KINDS = ("volume", "snapshot", "image")
-
 
 def rename(store: Store, old: str, new: str, kind: str = "image") -> None:
     """Clones are not affected; they remember the old name as their origin. Raises HeldError while it is attached."""
@@ -22,7 +20,7 @@ def rename(store: Store, old: str, new: str, kind: str = "image") -> None:
     catalog.item(store, old, kind, kind)
     with catalog.held(store, old), store.locked():
         if store.exists(new):
-            other = catalog.item(store, new, "image", *_KINDS).kind
+            other = catalog.item(store, new, "image", *catalog.KINDS).kind
             raise AlreadyThereError(name=new, store=store.title, what=other)
         store.rename(old, new)
     info("%s: renamed, was %s", new, old)

@@ -16,7 +16,7 @@ from extstorage.errors import AlreadyThereError, BadNameError
 from extstorage.intake import Progress
 from extstorage.names import LONGEST_NAME, check_name, new_id
 from extstorage.servers import Site
-from extstorage.sources import Source
+from extstorage.sources import DiskSource
 from extstorage.space import check_room
 from extstorage.store import Info, Store
 from extstorage.streams import Given, Terms
@@ -61,7 +61,7 @@ def import_image(
         import_from(store, name, source, properties, progress)
 
 
-def import_from(store: Store, name: str, source: Source, properties: Mapping[str, str], progress: Progress) -> None:
+def import_from(store: Store, name: str, source: DiskSource, properties: Mapping[str, str], progress: Progress) -> None:
     """Make the image `name` from any source. What is in the store already is not stored again.
 
     When the source is refused, nothing is left but blocks for the next collection; when it was interrupted, the next

@@ -26,7 +26,7 @@ from extstorage.errors import AlreadyThereError, BadSizeError, BrokenError, Full
 from extstorage.identity import myself
 from extstorage.maps import DIGEST, VolumeMap
 from extstorage.names import BLOCK, LARGEST, blocks_of, check_size, new_id
-from extstorage.sources import Source
+from extstorage.sources import DiskSource
 from extstorage.store import Info, Store
 from ganeti_plugin.errors import Error, InputError
 from ganeti_plugin.log import info
@@ -50,7 +50,7 @@ Digests = Sequence[bytes | None]
 
 
 @contextlib.contextmanager
-def taken_in(store: Store, pending: str, source: Source, progress: Progress) -> Iterator[tuple[int, Digests]]:
+def taken_in(store: Store, pending: str, source: DiskSource, progress: Progress) -> Iterator[tuple[int, Digests]]:
     """Take in the source; yields its size and the names of its blocks, all of them durable and safe inside `with`.
 
     The pending map goes when the block ends, and when the source is refused. It stays, for the next intake of the same
@@ -95,7 +95,7 @@ def _remove(store: Store, pending: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(store: Store, pending: str, source: Source) -> Iterator[_Intake]:
+def _locked(store: Store, pending: str, source: DiskSource) -> Iterator[_Intake]:
     names = pending, recent(pending)
     with store.locked():
         missing = [name for name in names if not store.exists(name)]
@@ -126,7 +126,7 @@ def may_be_pending(facts: Info) -> bool:
     return _DONE in facts.properties
 
 
-def _resumed(store: Store, pending: str, source: Source) -> _Intake:
+def _resumed(store: Store, pending: str, source: DiskSource) -> _Intake:
     """What an interrupted intake of the same source left, or a fresh start."""
     facts = store.read_info(pending)
     with contextlib.suppress(BrokenError):
@@ -144,7 +144,7 @@ def _resumed(store: Store, pending: str, source: Source) -> _Intake:
     return _Intake(store, pending, source.identity, empty, 0)
 
 
-def _done(facts: Mapping[str, str], source: Source, old: VolumeMap) -> int:
+def _done(facts: Mapping[str, str], source: DiskSource, old: VolumeMap) -> int:
     """The blocks that the map surely has; a map that is older than the facts, such as a repaired one, lacks some."""
     owner, _, epoch = facts.get(_MAP, "").partition(":")
     done = facts.get(_DONE, "")
@@ -174,7 +174,7 @@ class _Intake:
         self._naming = threading.Lock()
         self._done = self._kept = done
 
-    def run(self, source: Source, progress: Progress) -> None:
+    def run(self, source: DiskSource, progress: Progress) -> None:
         try:
             self._absorb(source, progress)
         except (Exception, KeyboardInterrupt):
@@ -183,7 +183,7 @@ class _Intake:
                 self._keep()
             raise
 
-    def _absorb(self, source: Source, progress: Progress) -> None:
+    def _absorb(self, source: DiskSource, progress: Progress) -> None:
         with Pipeline(BATCH, AHEAD) as pipeline, self._full_is_said():
             blocks = source.blocks(self._done, pipeline.take)
             for named in pipeline.absorb(blocks, self._publish, self._store.put_content):

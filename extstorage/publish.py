@@ -35,7 +35,6 @@ LOCKS = Path("/run/snf-archipelago-publish")
 
 _BASE = ".base"
 _IMAGE = ".image"
-_KINDS = ("volume", "snapshot", "image")
 
 #: Seconds: the helper VM may wait an hour for its turn, and then has the time that is configured, a day at most.
 _GENERALIZE_TIMEOUT = 26 * 3600.0
@@ -99,7 +98,7 @@ def _publish(site: Site, wanted: Wanted, tell: Tell, progress: Progress) -> Mapp
     store_name, source = find_source(site, wanted.source)
     with apply.using_store(site, store_name) as store:
         if store.exists(wanted.name):
-            kind = catalog.item(store, wanted.name, "image", *_KINDS).kind
+            kind = catalog.item(store, wanted.name, "image", *catalog.KINDS).kind
             raise AlreadyThereError(name=wanted.name, store=store.title, what=kind)
     properties = {**source.facts.properties, **wanted.properties}
     copy = f"{PUBLICATION}{wanted.name}"
@@ -170,7 +169,7 @@ def find_source(site: Site, source: str) -> tuple[str, Item]:
     instance, _, number = source.partition(":")
     if not number and (store_name := apply.find(site, check_name(source, "the source"))):
         with apply.using_store(site, store_name) as store:
-            return store_name, catalog.item(store, source, "volume, snapshot or image", *_KINDS)
+            return store_name, catalog.item(store, source, "volume, snapshot or image", *catalog.KINDS)
     found = [(store_name, item) for store_name in site.stores for item in _disks_of(site, store_name, instance)]
     if number:
         found = [pair for pair in found if pair[1].name.endswith(f".disk{number}")]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """What an image is made from: a disk that is read once, from its beginning to its end, after it was judged.
 
-A `Source` is judged twice: before it is opened for use (a file's container format, a stream's first bytes), and by
+A `DiskSource` is judged twice: before it is opened for use (a file's container format, a stream's first bytes), and by
 `check` after its last block, before anything becomes an image. Nothing here looks at what the disk contains.
 
 A qcow2 file is read by qemu-nbd, which is confined: another user, no network, no new privileges, limits; and it never
@@ -32,8 +32,8 @@ class UnusableFileError(InputError):
     template = "the file {path} can't be imported: {reason}"
 
 
-class Source(Protocol):
-    """A disk to import."""
+class DiskSource(Protocol):
+    """A disk to take in. (`maps.Source` is what a block of a volume is read from.)"""
 
     @property
     def size(self) -> int | None:
@@ -119,7 +119,7 @@ def stamp(descriptor: int) -> tuple[int, ...]:
 
 
 @contextlib.contextmanager
-def opened(path: Path, declared: str, size_limit: int = containers.SIZE_LIMIT) -> Iterator[Source]:
+def opened(path: Path, declared: str, size_limit: int = containers.SIZE_LIMIT) -> Iterator[DiskSource]:
     """A file, judged; its disk has at most `size_limit` bytes.
 
     Must be called as root if the file is qcow2, since its reader becomes somebody else.

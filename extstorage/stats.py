@@ -34,7 +34,7 @@ class Stats(NamedTuple):
 
 def of_store(store: Store, progress: Progress = lambda _percent: None) -> Stats:
     """Look at every map, and ask for the size of everything that is stored."""
-    kinds = dict.fromkeys(("volume", "snapshot", "image"), 0)
+    kinds = dict.fromkeys(catalog.KINDS, 0)
     broken = logical = named = 0
     marks = Marks()
     names = store.names()

@@ -31,7 +31,7 @@ from extstorage.confined import confined, kill, seconds
 from extstorage.content import Block, Take
 from extstorage.names import BLOCK
 from extstorage.remote import Remote
-from extstorage.sources import Source
+from extstorage.sources import DiskSource
 from ganeti_plugin import containers
 from ganeti_plugin.containers import HEAD, TAIL, Format
 from ganeti_plugin.errors import InputError, StateError
@@ -136,7 +136,7 @@ class Terms(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(given: Given, terms: Terms) -> Iterator[Source]:
+def opened(given: Given, terms: Terms) -> Iterator[DiskSource]:
     """The source that was meant, judged; must be called as root."""
     if given.sha256 and not re.fullmatch(r"[0-9a-fA-F]{64}", given.sha256):
         raise StreamRefusedError(what=given.what, reason="its SHA-256 is not one of 64 hexadecimal digits")

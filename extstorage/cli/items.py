@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.output import print_facts, print_json, print_rows
 from extstorage.cli.place import here, store_of, stores_meant
-from extstorage.errors import NoSuchVolumeError, ServerError, UnreachableStoreError, why_unusable
+from extstorage.errors import NoSuchVolumeError, UnreachableStoreError, why_unusable
 from ganeti_plugin.errors import Error, StateError
 
 if TYPE_CHECKING:
@@ -133,17 +133,13 @@ def _hash(store: Store, name: str) -> Mapping[str, object]:
 
 def _attachment(site: Site, name: str) -> Mapping[str, object]:
     """What the volume's server on this node says."""
-    from extstorage import control, servers
+    from extstorage import attached, servers
 
-    nothing: dict[str, object] = {"attached": False, "mode": "", "writer": False, "pid": 0}
     if not servers.is_running(site, name):
-        return nothing
-    try:
-        status = control.call(site.directory(name), name, "status")
-    except ServerError as error:
-        return {**nothing, "attached": True, "fault": str(error)}
-    told = {"mode": status["mode"], "writer": status["writer"], "pid": status["pid"]}
-    return {"attached": True, **told, **({"fault": status["fault"]} if status["fault"] else {})}
+        return {"attached": False, "mode": "", "writer": False, "pid": 0}
+    found = attached.look(site, name)
+    told = {"attached": True, "mode": found.mode, "writer": found.writer, "pid": found.pid}
+    return {**told, "fault": found.fault} if found.fault else told
 
 
 def _remove(kind: str, options: Options) -> None:

@@ -113,7 +113,7 @@ class Death(BaseException):
 class Mortal:
     """Reads a file and dies on the way."""
 
-    def __init__(self, source: sources.Source, dies_at: int) -> None:
+    def __init__(self, source: sources.DiskSource, dies_at: int) -> None:
         self._source = source
         self._dies_at = dies_at
         self.size = source.size

@@ -186,21 +186,23 @@ def stop(site: Site, name: str) -> None:
         try:
             with contextlib.suppress(ServerError):  # it may be ending already
                 control.call(site.directory(name), name, "stop")
-            # Readable when the process has ended, also while nobody has collected its exit status.
-            ended, _, _ = select.select([process], [], [], STOP_TIMEOUT)
+            _await_end(name, process)
         finally:
             os.close(process)
-        if not ended:
-            raise ServerError(name=name, message=f"nothing; it did not end within {STOP_TIMEOUT:g} s")
+
+
+def _await_end(name: str, process: int) -> None:
+    """`process` is a pidfd: readable when the process has ended, also while nobody has collected its exit status."""
+    ended, _, _ = select.select([process], [], [], STOP_TIMEOUT)
+    if not ended:
+        raise ServerError(name=name, message=f"nothing; it did not end within {STOP_TIMEOUT:g} s")
 
 
 def restart(site: Site, name: str) -> None:
     """Replace the server by another process, under its clients. The unit starts it by itself."""
     with _process_of(site, name) as process:
         control.call(site.directory(name), name, "replace")
-        ended, _, _ = select.select([process], [], [], STOP_TIMEOUT)
-    if not ended:
-        raise ServerError(name=name, message=f"nothing; it did not end within {STOP_TIMEOUT:g} s")
+        _await_end(name, process)
     if not site.uses_units:
         _start_plain(site, name)
     if not wait_for(lambda: is_running(site, name), START_TIMEOUT):

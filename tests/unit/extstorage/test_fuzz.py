@@ -322,7 +322,7 @@ ODD = st.text(min_size=0, max_size=100) | st.sampled_from(
 GOOD = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=ODD, size=st.integers() | st.sampled_from(HUGE))
 def test_names_and_sizes(name: str, size: int) -> None:
     store = MemoryStore()

@@ -167,13 +167,11 @@ class _Collection:
     def _sweep_contents(self, suspects: list[tuple[bytes, object]]) -> int:
         removed = 0
         while suspects:
-            for position, (digest, version) in enumerate(suspects):
+            for position, freed in enumerate(self._store.each(self._free_content, suspects)):
                 if position % TELLING == 0:
                     self._progress(99, f", {removed} content blocks removed")
-                if not self._named(digest):
-                    freed = self._free_content(digest, version)
-                    self._freed += freed
-                    removed += freed > 0
+                self._freed += freed
+                removed += freed > 0
             if self._dry_run or len(suspects) < _MOST_SUSPECTS:
                 break
             suspects = self._unnamed_contents()
@@ -183,7 +181,10 @@ class _Collection:
                 break
         return removed
 
-    def _free_content(self, digest: bytes, version: object) -> int:
+    def _free_content(self, suspect: tuple[bytes, object]) -> int:
+        digest, version = suspect
+        if self._named(digest):
+            return 0
         if self._dry_run:
             return self._store.content_used(digest)
         return self._store.remove_content(digest, version)

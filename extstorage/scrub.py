@@ -31,6 +31,9 @@ from ganeti_plugin.log import note
 
 _AHEAD = 8
 
+#: Blocks and layers that are named with what they hit: each takes a kilobyte of memory.
+_MOST_FAULTS = 100_000
+
 #: Called with what is done: (blocks that were read, all blocks).
 Progress = Callable[[int, int], None]
 
@@ -102,6 +105,7 @@ class _Scrub:
         self._progress = progress
         self._own = threading.local()
         self._faults: dict[Source, str] = {}
+        self._further = 0
         self._broken_maps: dict[str, str] = {}
         self._checked: set[Source] = set()
         self._bodies: set[object] = set()
@@ -118,11 +122,16 @@ class _Scrub:
         """Each of them that was not verified before."""
         with Pipeline(0, _AHEAD) as pipeline:
             for digest, fault in pipeline.ordered(self._fault_of, filter(self._verified.add, digests)):
-                if fault:
-                    self._faults[Source(digest, 0)] = fault
+                self._keep(Source(digest, 0), fault)
                 self.bytes += BLOCK
                 self.blocks += 1
                 self._progress(self.blocks, max(self.blocks, self._expected))
+
+    def _keep(self, source: Source, fault: str) -> None:
+        if fault and len(self._faults) < _MOST_FAULTS:
+            self._faults[source] = fault
+        elif fault:
+            self._further += 1
 
     def _fault_of(self, digest: bytes) -> tuple[bytes, str]:
         try:
@@ -167,9 +176,7 @@ class _Scrub:
     def _check_layer(self, source: Source) -> None:
         if source not in self._checked:
             self._checked.add(source)
-            fault = self._layer_fault(source)
-            if fault:
-                self._faults[source] = fault
+            self._keep(source, self._layer_fault(source))
 
     def _layer_fault(self, source: Source) -> str:
         try:
@@ -195,6 +202,8 @@ class _Scrub:
                 if not source.is_content:
                     what = f"layer {source.owner.hex()}/{source.epoch}"
                 yield Damage(what, reason, hits)
+        if self._further:
+            yield Damage(f"{self._further} further blocks and layers", "too much is damaged to name what it hits", ())
 
     def _hits(self, names: Iterable[str]) -> dict[Source, set[str]]:
         hits: dict[Source, set[str]] = {source: set() for source in self._faults}
@@ -230,8 +239,9 @@ class _Scrub:
         versions = {digest: version for digest, version in self._store.contents() if digest in suspects}
         spoilt = {digest: version for digest, version in versions.items() if self._is_spoilt(digest)}
         removed = {digest for digest, version in spoilt.items() if self._store.remove_content(digest, version)}
+        names = {f"block {digest.hex()}" for digest in removed}
         for one in damage:
-            yield one._replace(removed=one.what in {f"block {digest.hex()}" for digest in removed})
+            yield one._replace(removed=one.what in names)
 
     def _is_spoilt(self, digest: bytes) -> bool:
         """Whether it is wrong when it is read once more. What can't be read may be whole: that is no reason."""

@@ -122,19 +122,34 @@ def test_what_comes_and_goes_meanwhile_is_no_damage(store: FilesStore, monkeypat
             store.remove("two")
         return scan_map(self, name, look)
 
-    contents = FilesStore.contents
+    walk_contents = FilesStore.walk_contents
     listings: list[int] = []
 
-    def gone(self: FilesStore) -> list[tuple[bytes, object]]:
-        found = list(contents(self))
+    def gone(self: FilesStore) -> list[tuple[bytes, bool]]:
+        found = list(walk_contents(self))
         listings.append(len(found))
         if len(listings) == 2:
             content_files(store)[4].unlink()
         return found
 
     monkeypatch.setattr(FilesStore, "scan_map", late)
-    monkeypatch.setattr(FilesStore, "contents", gone)
+    monkeypatch.setattr(FilesStore, "walk_contents", gone)
     assert done(store).damage == ()
+    assert len(listings) == 2
+
+
+def test_of_very_much_damage_some_is_named_and_the_rest_is_counted(
+    store: FilesStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("extstorage.scrub._MOST_FAULTS", 2)
+    for path in content_files(store).values():
+        path.write_bytes(b"bad")
+    for further in (2, 0):
+        *named, last = done(store, repair=True).damage
+        if further:
+            assert [(one.what.split()[0], one.removed) for one in named] == [("block", True)] * 2
+            assert last.what == f"{further} further blocks and layers"
+    assert len(content_files(store)) == 0
 
 
 @pytest.mark.parametrize("moment", ["contents", "remove_content"])

@@ -296,9 +296,9 @@ def snapshot(site: Site, plan: SnapshotPlan, facts: Info | None = None) -> None:
         session.snapshot(plan.name, facts)
 
 
-def properties(site: Site, name: str, wanted: str = "") -> Mapping[str, str]:
+def properties(site: Site, name: str) -> Mapping[str, str]:
     """What was kept beside the image that a volume comes from: for snf-image, and for what is made of the volume."""
-    with using_store_of(site, name, wanted) as store:
+    with using_store_of(site, name) as store:
         return store.read_info(name).properties
 
 

@@ -24,12 +24,18 @@ class Attached(NamedTuple):
     """One volume, as its server describes it; with an empty mode when there is no server."""
 
     name: str
+    #: The name of the store that it is in.
     store: str
+    #: A `modes.Mode`, or "broken".
     mode: str
+    #: Whether the server holds the volume's lock.
     writer: bool
     pid: int
+    #: The path of its block device, or empty.
     device: str
+    #: Why requests fail, or empty.
     fault: str
+    #: Counters since the server started: requests by kind, and bytes.
     requests: Mapping[str, int]
 
 

@@ -46,10 +46,12 @@ class Item(NamedTuple):
     """One line of a listing."""
 
     name: str
+    #: One of `KINDS`, or "broken".
     kind: str
+    #: Bytes.
     size: int
-    epoch: int
     facts: Info
+    #: Why it can't be read, or empty.
     fault: str = ""
 
 
@@ -224,8 +226,8 @@ def _item(store: Store, name: str) -> Item | None:
     except NoSuchVolumeError:
         return None
     except BrokenError as error:
-        return Item(name, "broken", 0, 0, Info(created=0.0), str(error))
-    return Item(name, kind_of(head, facts), head.size, head.epoch, facts)
+        return Item(name, "broken", 0, Info(created=0.0), str(error))
+    return Item(name, kind_of(head, facts), head.size, facts)
 
 
 def item(store: Store, name: str, what: str, *kinds: str) -> Item:

@@ -144,6 +144,12 @@ class FullStoreError(StateError):
     hint = "remove volumes and snapshots that nobody needs and run 'archipelago gc', or give it more space"
 
 
+class StoreError(StateError):
+    """A store has an error for one thing that is in it, which says nothing of the others."""
+
+    template = "{store}: {key}: {reason}"
+
+
 class FencedClientError(StateError):
     """The store refuses this process for good: somebody took it for dead."""
 

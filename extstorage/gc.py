@@ -54,14 +54,20 @@ def untold(percent: int, detail: str = "") -> None:
 class Report(NamedTuple):
     """What was done, or, in a dry run, would be."""
 
+    #: How many were read.
     maps: int
+    #: Layers that were removed, and others of which blocks were freed.
     layers: int
     shrunk: int
+    #: Content blocks that were removed.
     contents: int
+    #: What killed creations and removals had left.
     leftovers: int
+    #: Bytes.
     freed: int
     seconds: float
     dry_run: bool
+    #: Why maps can't be read. With any of these, nothing was freed.
     faults: tuple[str, ...]
 
 

@@ -76,9 +76,12 @@ class Source(NamedTuple):
 class VolumeMap(NamedTuple):
     """An immutable map; `entries` is never changed after construction, and may end before the volume does."""
 
+    #: Bytes of the volume.
     size: int
+    #: The volume's id (16 bytes), and the epoch in which it writes now.
     owner: bytes
     epoch: int
+    #: Of a snapshot or image.
     read_only: bool
     sources: tuple[Source, ...]
     entries: array[int]

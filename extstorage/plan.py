@@ -38,11 +38,16 @@ class Device(StrEnum):
 
 
 class CreatePlan(NamedTuple):
+    """A volume to make, or to give to a new disk."""
+
     volume: str
     #: Bytes.
     size: int
+    #: A snapshot or image, or empty.
     origin: str
+    #: What Ganeti's user calls the disk, or empty.
     cname: str
+    #: Whether a volume that is there is to be taken, with its data.
     adopt: bool
     #: The name of a store, or empty.
     store: str = ""
@@ -52,20 +57,27 @@ class CreatePlan(NamedTuple):
 
 
 class AttachPlan(NamedTuple):
+    """A volume to serve on this node."""
+
     volume: str
     device: Device
+    #: Whether QEMU is to connect to the server itself.
     uri: bool
     store: str = ""
 
 
 class GrowPlan(NamedTuple):
+    """A volume to make larger."""
+
     volume: str
-    #: Bytes.
+    #: Bytes, all in all.
     size: int
     store: str = ""
 
 
 class SnapshotPlan(NamedTuple):
+    """A snapshot to take of a volume."""
+
     volume: str
     name: str
     #: An interrupted export leaves a snapshot of the name that the next export will want.

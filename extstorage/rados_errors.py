@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from extstorage.errors import FencedClientError
+from extstorage.errors import FencedClientError, StoreError
 from ganeti_plugin.errors import IntegrityError, StateError
 
 
@@ -21,8 +21,8 @@ class ChangedObjectError(StateError):
     template = "{store}: somebody else changed the object {key!r}"
 
 
-class RadosError(StateError):
-    template = "{store}: {key}: {reason}"
+class RadosError(StoreError):
+    """An error number that means none of the others."""
 
 
 class LostLockError(FencedClientError):

@@ -62,6 +62,7 @@ class Change:
         return self
 
     def touch(self) -> Self:
+        """Have the object be there."""
         self.op.new(rados.LIBRADOS_CREATE_IDEMPOTENT)
         return self
 
@@ -71,10 +72,12 @@ class Change:
         return self
 
     def write(self, offset: int, data: bytes | memoryview) -> Self:
+        """The object grows as needed; the rest of it stays."""
         self.op.write(bytes(data), offset)
         return self
 
     def write_full(self, data: bytes) -> Self:
+        """This is the whole object afterwards; its attributes stay."""
         self.op.write_full(data)
         return self
 
@@ -87,6 +90,7 @@ class Change:
         return self
 
     def set_attribute(self, name: str, value: bytes) -> Self:
+        """An extended attribute, in the same operation as the data."""
         self.op.set_xattr(name, value)
         return self
 
@@ -166,7 +170,10 @@ class Client:
 
 
 class Objects:
-    """The objects of the place. Thread-safe."""
+    """The objects of the place. Thread-safe.
+
+    Whatever fails raises one of `rados_errors.py`, and FullStoreError, FencedClientError or UnreachableStoreError.
+    """
 
     def __init__(self, cluster: rados.Rados, place: RadosSpec) -> None:
         self._cluster = cluster
@@ -224,7 +231,7 @@ class Objects:
         self._working.add(threading.current_thread())
 
     def _failed(self, error: rados.Error, key: str) -> Exception:
-        number = abs(int(getattr(error, "errno", 0) or 0))
+        number = _number_of(error)
         facts = {"store": str(self._place), "key": key}
         if number == errno.ENOENT:
             return NoObjectError(**facts)
@@ -245,7 +252,7 @@ class Objects:
         return RadosError(**facts, reason=_reason(error))
 
     def _change_failed(self, error: rados.Error, key: str) -> Exception:
-        self.unanswered |= abs(int(getattr(error, "errno", 0) or 0)) == errno.ETIMEDOUT
+        self.unanswered |= _number_of(error) == errno.ETIMEDOUT
         return self._failed(error, key)
 
     def read(self, key: str, length: int, offset: int = 0) -> bytes:
@@ -270,6 +277,7 @@ class Objects:
                 return
 
     def write(self, key: str, offset: int, data: memoryview) -> None:
+        """Into an object that may be there or not. The shortest way, for what needs no condition."""
         try:
             self._io.write(key, bytes(data), offset)
         except rados.Error as error:
@@ -293,6 +301,7 @@ class Objects:
         return True
 
     def attribute(self, key: str, name: str) -> bytes:
+        """Raises NoObjectError and NoAttributeError."""
         try:
             value: bytes = self._io.get_xattr(key, name)
         except rados.Error as error:
@@ -300,6 +309,7 @@ class Objects:
         return value
 
     def size(self, key: str) -> int:
+        """In bytes. Raises NoObjectError."""
         try:
             return int(self._io.stat(key)[0])
         except rados.Error as error:
@@ -346,6 +356,8 @@ class Objects:
                 self._spare.append(io)
 
     def read_versioned(self, key: str, length: int) -> tuple[bytes, int]:
+        """From the beginning, with what `Change.at_version` takes. Raises NoObjectError."""
+
         def call(io: rados.Ioctx) -> bytes:
             data: bytes = io.read(key, length, 0)
             return data
@@ -353,6 +365,7 @@ class Objects:
         return self._versioned(call, key)
 
     def version(self, key: str) -> int:
+        """Differs after each change. Raises NoObjectError."""
         return self._versioned(lambda io: io.stat(key), key)[1]
 
     def apply_versioned(self, key: str, change: Change, *, force: bool = False) -> int:
@@ -369,6 +382,7 @@ class Objects:
     # Small tables: the omap of an object.
 
     def put_entry(self, key: str, entry: str, value: bytes) -> None:
+        """The table is made if it is not there."""
         change = Change().touch()
         self._io.set_omap(change.op, (entry,), (value,))
         self.apply(key, change, force=True)
@@ -391,9 +405,11 @@ class Objects:
             self.apply(key, change, force=True)
 
     def entry(self, key: str, entry: str) -> bytes | None:
+        """None if it, or the table, is not there."""
         return self._read_table(key, lambda op: self._io.get_omap_vals_by_keys(op, (entry,))).get(entry)
 
     def entries(self, key: str) -> dict[str, bytes]:
+        """All of them; none if there is no such table."""
         found: dict[str, bytes] = {}
         last = ""
         while True:
@@ -431,9 +447,13 @@ def _each(work: Callable[[T], R], some: Sequence[T]) -> list[R]:
     return [work(one) for one in some]
 
 
+def _number_of(error: rados.Error) -> int:
+    """As in errno(3); 0 if it has none. The sign differs from one call of python3-rados to the other."""
+    return abs(int(getattr(error, "errno", 0) or 0))
+
+
 def _reason(error: rados.Error) -> str:
-    number = abs(int(getattr(error, "errno", 0) or 0))
-    return errno.errorcode.get(number, str(error))
+    return errno.errorcode.get(_number_of(error), str(error))
 
 
 def _unreachable(place: RadosSpec, reason: str) -> UnreachableStoreError:
@@ -441,7 +461,7 @@ def _unreachable(place: RadosSpec, reason: str) -> UnreachableStoreError:
 
 
 def _why_not(place: RadosSpec, error: rados.Error) -> str:
-    number = abs(int(getattr(error, "errno", 0) or 0))
+    number = _number_of(error)
     if number == errno.ENOENT:
         return f"the cluster has no pool {place.pool!r}, or no key of client.{place.user} is found"
     if number in (errno.EPERM, errno.EACCES, errno.EINVAL):

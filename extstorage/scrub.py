@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Reading everything that can be proved: each content block against its name, each map and bitmap against its checksum.
 
-It takes no lock. What comes and goes meanwhile is no damage: a block that was removed is asked for
-only if a map that is still there names it. Damage is named with everything that it hits.
+It takes no lock. What comes and goes meanwhile is no damage: a block that was removed is asked for only if a map that
+is still there names it. Damage is named with everything that it hits.
 
 A repair removes the blocks that are not what their names say. What they hit then gives errors where it gave wrong data,
 and is whole again as soon as somebody imports or hashes anything that has the same blocks.
@@ -21,10 +21,9 @@ from typing import NamedTuple
 from extstorage import intake
 from extstorage.content import Pipeline, digest_of
 from extstorage.digests import Digests, digests_in
-from extstorage.errors import BrokenError, NoSuchVolumeError
+from extstorage.errors import BrokenError, NoSuchVolumeError, StoreError
 from extstorage.maps import Source
 from extstorage.names import BLOCK
-from extstorage.rados_errors import RadosError
 from extstorage.scans import Scan
 from extstorage.store import R, Store
 from ganeti_plugin.log import note
@@ -49,8 +48,11 @@ class Damage(NamedTuple):
 
 
 class Report(NamedTuple):
+    """How much was read, and what was found."""
+
     maps: int
     layers: int
+    #: Content blocks.
     blocks: int
     #: Bytes that were read and compared.
     bytes: int
@@ -136,7 +138,7 @@ class _Scrub:
     def _fault_of(self, digest: bytes) -> tuple[bytes, str]:
         try:
             found = self._name_of(digest)
-        except (BrokenError, RadosError) as error:
+        except (BrokenError, StoreError) as error:
             return digest, str(error)
         except OSError as error:
             return digest, f"it can't be read ({error.strerror})"
@@ -247,7 +249,7 @@ class _Scrub:
         """Whether it is wrong when it is read once more. What can't be read may be whole: that is no reason."""
         try:
             return self._name_of(digest) != digest
-        except (BrokenError, RadosError, OSError):
+        except (BrokenError, StoreError, OSError):
             return False
 
     def _is_there(self, source: Source) -> bool:
@@ -256,6 +258,6 @@ class _Scrub:
             self._store.layer(source).readinto(0, 0, memoryview(bytearray(1)))
         except BrokenError:
             return False
-        except (RadosError, OSError):
+        except (StoreError, OSError):
             pass
         return True

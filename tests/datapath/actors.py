@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from extstorage import content, intake, marks, rados_bodies, rados_locks, rados_pool, session
+from extstorage import content, intake, marks, rados_bodies, rados_contents, rados_locks, rados_pool, session
 from extstorage.names import BLOCK
 from extstorage.rados_locks import Identity, Locks
 from extstorage.rados_pool import Objects
@@ -38,8 +38,10 @@ SPEC = RadosSpec("pool", lease=15.0)
 #: Made-up seconds of one operation.
 _STEP = 0.002
 
-#: How often a process hangs, until others may have taken its locks over.
+#: How often a process hangs, until others may have taken its locks over, and how often only for as long as their work
+#: takes: so that whole commands come between any two operations of another.
 _HANGS = 0.004
+_STALLS = 0.02
 
 #: Real seconds.
 _MOMENT = 0.0005
@@ -125,6 +127,11 @@ class Processes:
         # The same seed does the same.
         patch.setattr(os, "urandom", Random(self.chance.random()).randbytes)
         patch.setattr(marks, "random", Random(self.chance.random()))
+        # A table has all content blocks, else most of what is done is to look into empty ones.
+        patch.setattr(rados_contents, "_SHARDS", 1)
+        # Both cost more than everything else here.
+        patch.setattr(marks, "_BITS", 16)
+        patch.setattr(Identity, "own", lambda: Identity("nobody", "", 0, 0))
         patch.setattr(rados_locks, "time", self)
         patch.setattr(session, "time", self)
         # Maps of a few bytes already have bodies elsewhere, in parts.
@@ -212,7 +219,10 @@ class Processes:
         if self.chance.random() < _HANGS:
             actor.wakes = self.now + self.chance.uniform(0, 4 * SPEC.lease)
             self._switch(actor)
-        if self.chance.random() > self._haste:
+        elif self.chance.random() < _STALLS:
+            actor.wakes = self.now + self.chance.uniform(0, SPEC.lease / 3)
+            self._switch(actor)
+        elif self.chance.random() > self._haste:
             self._switch(actor)
         if self.chance.random() < 0.01:
             self.cluster.let_arrive()

@@ -34,6 +34,7 @@ KINDS = (1, 2, 3)
 #: What the first page of each block reads as.
 Blocks = list[bytes]
 ZEROS = [bytes(PAGE)] * BLOCKS
+_REST = bytes(BLOCK - PAGE)
 
 
 class Images:
@@ -48,7 +49,7 @@ class Images:
         for number in range(first, BLOCKS):
             buffer = take()
             buffer[:PAGE] = self.blocks_of[number]
-            buffer[PAGE:] = bytes(BLOCK - PAGE)
+            buffer[PAGE:] = _REST
             yield Block(number, buffer, BLOCK)
 
     def check(self) -> None:
@@ -107,17 +108,25 @@ class Tenant:
         try:
             action()
         except (Error, OSError) as error:
-            self.failed.append(f"{action.__name__}: {error!r}")
+            self.failed.append(f"{getattr(action, '__name__', 'spoil')}: {error!r}")
             self.done.append(self.failed[-1])
             for name in self.doubt:
                 self.volumes.pop(name, None)
                 self.snapshots.pop(name, None)
                 self.common.pop(name, None)
+            self.suspect(self.doubt)
             self.doubt = {**before, **self.doubt}
             if self.spoil is None:
                 self._look()
             return
+        self.assure(self.doubt, durable=action in (self.write, self.rename, self.remove))
         self.doubt = before
+
+    def suspect(self, doubt: Mapping[str, Sequence[Blocks | None]]) -> None:
+        """Something failed that may have changed these."""
+
+    def assure(self, doubt: Mapping[str, Sequence[Blocks | None]], *, durable: bool) -> None:
+        """Something was done to these: `durable` means that all of them now survive whatever comes."""
 
     def _look(self) -> None:
         """What is there after a failure. What can't be told now is left alone."""
@@ -301,15 +310,25 @@ class Tenant:
 
 @contextlib.contextmanager
 def serving(store: Store, name: str) -> Iterator[Session]:
-    """A process that lives releases its lock, whatever fails."""
+    """A process that lives releases its lock, whatever fails: in the end, by ending."""
     session = Session(store, name)
     try:
         yield session
     except (Error, OSError):
         with contextlib.suppress(Error, OSError):
             session.shutdown()
+        _end(session)
         raise
-    session.shutdown()
+    try:
+        session.shutdown()
+    except (Error, OSError):
+        _end(session)
+        raise
+
+
+def _end(session: Session) -> None:
+    if session._lock is not None:
+        session._lock.release()
 
 
 def contents(store: Store, name: str) -> Blocks | None:

@@ -43,6 +43,9 @@ STEPS = 200
 PARTS = 12
 ACTIONS = 12
 
+#: How many of the schedules are of images only.
+FOCUSED = 0.3
+
 #: What goes wrong, and how often an operation meets it.
 MISHAPS: tuple[dict[str, float], ...] = (
     {},
@@ -131,7 +134,7 @@ def live(seed: int, patch: pytest.MonkeyPatch, directory: Path) -> None:
     common: dict[str, Blocks] = {}
     nodes = {"a": "node", "b": "node", "c": "other"}
     tenants = [tenant(processes, name, node, common) for name, node in nodes.items()]
-    focused = processes.chance.random() < 0.3
+    focused = processes.chance.random() < FOCUSED
     spoilt = focused and processes.chance.random() < 0.3
     for one in tenants:
         one.only_images = focused

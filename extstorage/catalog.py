@@ -81,6 +81,8 @@ def create_volume(
         facts = Info(created=time.time(), origin=origin, cname=cname)
         if store.exists(name):
             _check_same(store, name, size, facts)
+            # It may be there because a creation failed at its last step.
+            store.settle_map(name)
             return
         store.check_size(size)
         owner = new_id()

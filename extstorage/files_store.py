@@ -140,6 +140,7 @@ class FilesStore:
 
     def settle_map(self, name: str) -> None:
         fsync_directory(self._folder(name))
+        fsync_directory(self._maps)
 
     def previous_map(self, name: str) -> VolumeMap | None:
         path = self._folder(name) / _PREVIOUS

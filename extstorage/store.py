@@ -220,7 +220,7 @@ class Store(Protocol):
         """`packed` are the map's entries as `packing.py` packs them, if they are at hand."""
 
     def settle_map(self, name: str) -> None:
-        """Have the map that is there now survive a power loss, though who wrote it may have failed or died before."""
+        """Have the map that is there now survive a power loss, and its name, though who wrote it may have failed."""
 
     def previous_map(self, name: str) -> VolumeMap | None:
         """The map before the last `write_map`, for repairs; None where none is kept, or after a collection."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 
 from extstorage.names import PAGE, SECTOR
-from tests.datapath.tap import Event, Names, Node, Write
+from tests.datapath.tap import Event, Loss, Names, Node, Sync, Write
 
 _ZEROS = bytes(PAGE)
 
@@ -24,6 +24,8 @@ class _File:
         self.pages: dict[int, bytes] = {}
         self.size = 0
         self.newer: dict[int, list[bytes]] = {}
+        #: What a sync that failed was to write; it may be on the disk, until it is written again.
+        self.lost: dict[int, list[bytes]] = {}
         self.last_size = 0
 
     def write(self, event: Write) -> None:
@@ -33,8 +35,21 @@ class _File:
 
     def sync(self) -> None:
         self.pages.update((page, versions[-1]) for page, versions in self.newer.items())
+        for page in self.newer:
+            self.lost.pop(page, None)
         self.newer.clear()
         self.size = self.last_size
+
+    def lose(self) -> None:
+        for page, versions in self.newer.items():
+            self.lost.setdefault(page, []).extend(versions)
+        self.newer.clear()
+
+    @property
+    def in_doubt(self) -> dict[int, list[bytes]]:
+        """Per page what it may be instead."""
+        pages = self.lost.keys() | self.newer.keys()
+        return {page: [*self.lost.get(page, ()), *self.newer.get(page, ())] for page in sorted(pages)}
 
 
 class _Directory:
@@ -67,15 +82,23 @@ class Disk:
         node = event.node
         if node.entries is None:
             file = self._files.setdefault(node, _File())
-            file.write(event) if isinstance(event, Write) else file.sync()
+            if isinstance(event, Write):
+                file.write(event)
+            elif isinstance(event, Loss):
+                file.lose()
+            else:
+                file.sync()
             return
         directory = self._directories.setdefault(node, _Directory())
-        directory.newer.append(event) if isinstance(event, Names) else directory.sync()
+        if isinstance(event, Names):
+            directory.newer.append(event)
+        elif isinstance(event, Sync):
+            directory.sync()
 
     @property
     def is_certain(self) -> bool:
         """Nothing is in doubt: every crash now leaves the same."""
-        return not any(file.newer for file in self._files.values()) and not any(
+        return not any(file.in_doubt for file in self._files.values()) and not any(
             directory.newer for directory in self._directories.values()
         )
 
@@ -103,7 +126,7 @@ class Disk:
                 return
             pages = dict(file.pages)
             size = dice.size(file.size, file.last_size)
-            for page, versions in file.newer.items():
+            for page, versions in file.in_doubt.items():
                 content = dice.page([file.pages.get(page, _ZEROS), *versions])
                 if content is not None:
                     pages[page] = content

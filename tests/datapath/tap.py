@@ -11,8 +11,9 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
 import pytest
@@ -46,6 +47,12 @@ class Sync(NamedTuple):
     node: Node
 
 
+class Loss(NamedTuple):
+    """A sync failed: what was written before is clean now, on the disk or not. No later sync makes up for it."""
+
+    node: Node
+
+
 class Names(NamedTuple):
     """One change of a directory: names that go, names that come."""
 
@@ -54,7 +61,7 @@ class Names(NamedTuple):
     come: tuple[tuple[str, Node], ...]
 
 
-Event = Write | Sync | Names
+Event = Write | Sync | Loss | Names
 
 
 class Killed(BaseException):
@@ -75,8 +82,8 @@ class Reaper:
         self.dead = False
         self.left = -1
 
-    def allow(self, about_to_die: Callable[[], None] = lambda: None) -> None:
-        """Called before each change; what it leaves half done is the caller's."""
+    def allow(self, about_to_die: Callable[[], None] = lambda: None, what: str = "") -> None:
+        """Called before each change, a `what`; what it leaves half done is the caller's."""
         self.check()
         self.left -= 1
         if self.left == -1:
@@ -92,11 +99,41 @@ class Reaper:
 class Saboteur(Reaper):
     """Lets one change fail, as a full or failing disk does; the process goes on."""
 
-    def allow(self, about_to_die: Callable[[], None] = lambda: None) -> None:
+    def allow(self, about_to_die: Callable[[], None] = lambda: None, what: str = "") -> None:
         self.left -= 1
         if self.left == -1:
             about_to_die()
             raise OSError(errno.ENOSPC, "no space, just once")
+
+
+class FailingDisk(Reaper):
+    """Lets changes fail as chance decides: those in `kinds`, with these errors; with `lasts`, all since the first."""
+
+    def __init__(self, chance: Random, kinds: Mapping[str, int], rate: float, *, lasts: bool) -> None:
+        super().__init__()
+        self._chance = chance
+        self._kinds = kinds
+        self._rate = rate
+        self._lasts = lasts
+        self._breaks = True
+        self.is_failing = False
+        self.count = 0
+
+    def allow(self, about_to_die: Callable[[], None] = lambda: None, what: str = "") -> None:
+        if not self._breaks or what not in self._kinds:
+            return
+        if not self.is_failing and self._chance.random() >= self._rate:
+            return
+        self.is_failing = self._lasts
+        self.count += 1
+        about_to_die()
+        raise OSError(self._kinds[what], os.strerror(self._kinds[what]))
+
+    def mend(self) -> None:
+        self.is_failing = self._breaks = False
+
+    def break_again(self) -> None:
+        self.is_failing, self._breaks = False, True
 
 
 class Tap:
@@ -170,7 +207,7 @@ class Tap:
             self._reaper.check()
             changes = (node is None and flags & os.O_CREAT) or (node is not None and flags & os.O_TRUNC)
             if changes:
-                self._reaper.allow()
+                self._reaper.allow(what="make")
             descriptor = int(self._real["open"](path, flags, mode, dir_fd=dir_fd))
             if node is None:
                 node = Node(stat.S_ISDIR(os.fstat(descriptor).st_mode))
@@ -193,16 +230,20 @@ class Tap:
             if node is not None:
                 # A process may die in the middle of a long write, between two pages.
                 half = max(0, (offset + len(data) // 2) // PAGE * PAGE - offset)
-                self._reaper.allow(lambda: self._real["pwrite"](descriptor, data[:half], offset))
+                self._reaper.allow(lambda: self._halve(node, descriptor, data[:half], offset), "write")
             count = int(self._real["pwrite"](descriptor, data, offset))
             if node is not None:
                 self._record(node, bytes(data[:count]), offset)
             return count
 
+    def _halve(self, node: Node, descriptor: int, data: Any, offset: int) -> None:
+        self._real["pwrite"](descriptor, data, offset)
+        self._record(node, bytes(data), offset)
+
     def _write(self, descriptor: int, data: Any) -> int:
         node = self._nodes.get(descriptor)
         if node is not None:
-            self._reaper.allow()
+            self._reaper.allow(what="write")
             self._streams.add(node)
         return int(self._real["write"](descriptor, data))
 
@@ -231,7 +272,7 @@ class Tap:
         with self._mutex:
             node = self._nodes.get(descriptor)
             if node is not None:
-                self._reaper.allow()
+                self._reaper.allow(what="write")
             self._real["ftruncate"](descriptor, size)
             if node is not None and size != node.size:
                 self._resize(node, size)
@@ -239,7 +280,7 @@ class Tap:
     def _punch_hole(self, descriptor: int, offset: int, length: int) -> None:
         with self._mutex:
             node = self._nodes[descriptor]
-            self._reaper.allow()
+            self._reaper.allow(what="punch")
             self._real["punch_hole"](descriptor, offset, length)
             first, end = offset // PAGE, (offset + length) // PAGE
             changed = {page: _ZEROS for page in node.pages if first <= page < end}
@@ -258,8 +299,8 @@ class Tap:
         with self._mutex:
             node = self._nodes.get(descriptor)
             if node is not None:
-                self._reaper.allow()
                 self._catch_up(node, f"/proc/self/fd/{descriptor}")
+                self._reaper.allow(lambda: self.events.append(Loss(node)), "sync")
             self._real[how](descriptor)
             if node is not None:
                 self.events.append(Sync(node))
@@ -270,14 +311,14 @@ class Tap:
     def sync_all(self) -> None:
         """What syncfs(2) does."""
         with self._mutex:
-            self._reaper.allow()
+            self._reaper.allow(lambda: self._sync_below(self.root, self._path, Loss), "sync")
             self._sync_below(self.root, self._path)
 
-    def _sync_below(self, node: Node, path: str) -> None:
+    def _sync_below(self, node: Node, path: str, how: type[Sync | Loss] = Sync) -> None:
         for name, child in (node.entries or {}).items():
-            self._sync_below(child, f"{path}/{name}")
+            self._sync_below(child, f"{path}/{name}", how)
         self._catch_up(node, path)
-        self.events.append(Sync(node))
+        self.events.append(how(node))
 
     # Names.
 
@@ -285,7 +326,7 @@ class Tap:
         parts = self._parts(path, dir_fd)
         with self._mutex:
             if parts:
-                self._reaper.allow()
+                self._reaper.allow(what="make")
             self._real["mkdir"](path, mode, dir_fd=dir_fd)
             if parts:
                 self._names(self._parent(parts), (), ((parts[-1], Node(True)),))
@@ -296,7 +337,7 @@ class Tap:
             self._real["rename"](old, new)
             return
         with self._mutex:
-            self._reaper.allow()
+            self._reaper.allow(what="rename")
             node, source, goal = self._find(parts), self._parent(parts), self._parent(target)
             if node is None:
                 # Made past `os`, such as by Path.write_text.
@@ -315,7 +356,7 @@ class Tap:
         assert parts
         assert target
         with self._mutex:
-            self._reaper.allow()
+            self._reaper.allow(what="make")
             self._real["link"](old, new)
             node = self._find(parts)
             assert node is not None
@@ -325,7 +366,7 @@ class Tap:
         parts = self._parts(path, dir_fd)
         with self._mutex:
             if parts:
-                self._reaper.allow()
+                self._reaper.allow(what="remove")
             self._real[how](path, dir_fd=dir_fd)
             if parts:
                 self._names(self._parent(parts), (parts[-1],), ())

@@ -88,13 +88,19 @@ def _list(kind: str, options: Options) -> None:
         print_json(rows)
     else:
         columns = (*COLUMNS[:2], "used", *COLUMNS[2:]) if options.used else COLUMNS
-        columns = (*columns, "shared") if kind == "image" else columns
-        print_rows(columns if len(site.stores) == 1 else ("store", *columns), rows)
+        columns += {"image": ("shared",), "volume": ("instance",)}.get(kind, ())
+        shown = [{**row, "instance": _instance(row)} for row in rows]
+        print_rows(columns if len(site.stores) == 1 else ("store", *columns), shown)
         for row in rows:
             if row.get("fault"):
                 print(f"warning: {row['fault']}", file=sys.stderr)
     if failed:
         raise IncompleteError(what=f"{kind}s")
+
+
+def _instance(row: Mapping[str, object]) -> str:
+    """Ganeti notes `originstname+NAME`, the instance that a disk was made for."""
+    return str(row["metadata"]).partition("originstname+")[2]
 
 
 def _rows(site: Site, store_name: str, kind: str, *, used: bool) -> list[Mapping[str, object]]:

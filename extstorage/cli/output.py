@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -86,4 +87,4 @@ class Meter:
         if percent > self._shown or is_news:
             self._shown, self._detail, self._when = max(percent, self._shown), detail, time.monotonic()
             text = f"{self._name}: {self._shown:3d} % {self._done}{detail}"
-            print(f"\r{text}\033[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{text[: shutil.get_terminal_size().columns - 1]}\033[K", end="", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -221,11 +222,28 @@ def test_a_server_that_is_killed_again_and_again_harms_nobody() -> None:
             with contextlib.suppress(ProcessLookupError):
                 if pid := server():
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(0.15)  # systemd gives a socket up that activates more than 20 times in 2 s
+            time.sleep(0.05)
         for one in created:
             one.result()
     for volume in volumes:
         do("remove", volume)
+
+
+def test_a_server_that_can_t_start_is_tried_again() -> None:
+    """systemd gives a socket up for good that has started a service more than 20 times in 2 s (TriggerLimitBurst=)."""
+    settings = Path(f"/run/systemd/system/{ACTIONS}.service.d/broken.conf")
+    settings.parent.mkdir()
+    settings.write_text("[Service]\nExecStart=\nExecStart=/bin/false\n")
+    try:
+        systemctl("daemon-reload")
+        systemctl("stop", f"{ACTIONS}.service")
+        assert script("verify", new_name()).returncode == 1
+        assert systemctl("is-active", f"{ACTIONS}.socket") == "active"
+    finally:
+        shutil.rmtree(settings.parent)
+        systemctl("daemon-reload")
+    script("verify", new_name())
+    assert server()
 
 
 def test_twenty_actions_at_once() -> None:

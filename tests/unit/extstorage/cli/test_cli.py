@@ -115,3 +115,7 @@ def test_progress_is_for_terminals(capsys: pytest.CaptureFixture[str], monkeypat
     # What is said next has a line of its own.
     lines = "\rweb:   0 % copied\033[K\rweb:  50 % copied\033[K\rweb:  50 % copied, 7 blocks\033[K\n"
     assert capsys.readouterr().err == lines
+    monkeypatch.setenv("COLUMNS", "13")
+    with output.Meter("web", "copied") as meter:
+        meter(50, ", 1 MiB/s")
+    assert capsys.readouterr().err == "\rweb:  50 % c\033[K\n"

@@ -199,6 +199,14 @@ def test_the_keys_of_json_are_those_of_the_manual(node: Node, tmp_path: Path) ->
             assert ", ".join((answer[0] if isinstance(answer, list) else answer).keys()) == keys, command
 
 
+def test_the_instance_of_a_volume_is_seen_in_the_list(node: Node) -> None:
+    for name in ("web", "spare"):
+        node.run(f"volume create {name} 1G")
+    apply.set_metadata(node.site, "web", "originstname+web1.example.org")
+    header, spare, web = node.run("volume list").splitlines()
+    assert (header.split()[-1], spare.split()[-1], web.split()[-1]) == ("INSTANCE", "-", "web1.example.org")
+
+
 def test_a_withdrawn_image_is_seen_in_the_list(node: Node, tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(MEBIBYTE))
     for name in ("a", "b"):

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from extstorage.servers import Site
     from extstorage.store import Store
 
-COLUMNS = ("name", "size", "origin", "created")
+COLUMNS: tuple[str, ...] = ("name", "size", "origin", "created")
+_MORE_COLUMNS = {"image": ("shared",), "volume": ("instance",)}
 
 
 #: Facts that people are told only if there is something to tell; programs always.
@@ -88,7 +89,7 @@ def _list(kind: str, options: Options) -> None:
         print_json(rows)
     else:
         columns = (*COLUMNS[:2], "used", *COLUMNS[2:]) if options.used else COLUMNS
-        columns += {"image": ("shared",), "volume": ("instance",)}.get(kind, ())
+        columns = (*columns, *_MORE_COLUMNS.get(kind, ()))
         shown = [{**row, "instance": _instance(row)} for row in rows]
         print_rows(columns if len(site.stores) == 1 else ("store", *columns), shown)
         for row in rows:

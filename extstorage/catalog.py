@@ -26,7 +26,7 @@ from extstorage.errors import (
 )
 from extstorage.maps import DIGEST, Source, VolumeMap
 from extstorage.names import MEBIBYTE, check_name, check_size, new_id
-from extstorage.store import Holder, Info, Store
+from extstorage.store import Holder, Info, Store, VolumeLock
 from ganeti_plugin.log import info, warning
 
 #: What `kind_of` answers with.
@@ -158,11 +158,11 @@ def _has_cname(store: Store, name: str, cname: str) -> bool:
 
 
 @contextlib.contextmanager
-def held(store: Store, name: str) -> Iterator[None]:
+def held(store: Store, name: str) -> Iterator[VolumeLock]:
     """The volume's lock. Before the store's, if that is needed too: waiting for a holder keeps nobody else waiting."""
     lock = store.lock_volume(name, patience=store.patience)
     try:
-        yield
+        yield lock
     finally:
         lock.release()
 

@@ -14,19 +14,20 @@ from __future__ import annotations
 import contextlib
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from extstorage import gc, intake, maps
+from extstorage import gc, intake
 from extstorage.bitmaps import bits_of, indexes_of, runs_of
 from extstorage.digests import Digests, digests_in
 from extstorage.errors import BadNameError, BrokenError, HeldError, NoSuchVolumeError
 from extstorage.maps import CONTENT, DIGEST, Source, VolumeMap
 from extstorage.marks import blocks_of_layers
-from extstorage.names import BLOCK, PAGE, check_name
+from extstorage.names import check_name
 from extstorage.pages import mask_of
+from extstorage.repairs import Repairs, epochs_of, heads_of, unreadable
 from extstorage.scans import Scan
-from extstorage.store import Info, Layer, Store, VolumeLock
+from extstorage.store import Store
 from ganeti_plugin.errors import Error
 from ganeti_plugin.log import note, warning
 
@@ -145,6 +146,7 @@ class _Check:
     def __init__(self, store: Store, repair: bool, progress: gc.Progress) -> None:
         self._store = store
         self._repair = repair
+        self._repairs = Repairs(store)
         self._progress = progress
         self._percent = self._seen = 0
         self._found: list[Finding] = []
@@ -157,7 +159,7 @@ class _Check:
 
     def run(self, names: Sequence[str]) -> list[Finding]:
         # Before the maps are read: a volume makes its layers after its map.
-        self._epochs = self._list_epochs()
+        self._epochs = epochs_of(self._store)
         for position, (name, is_quiet) in enumerate(zip(names, self._store.each(self._is_quiet, names), strict=True)):
             self._percent = 100 * position // len(names)
             self._progress(self._percent)
@@ -185,13 +187,6 @@ class _Check:
         before, self._seen = self._seen, self._seen + contents
         if before // gc.TELLING < self._seen // gc.TELLING:
             self._progress(self._percent, f", {self._seen} content blocks")
-
-    def _list_epochs(self) -> dict[bytes, list[int]]:
-        """For each owner, the epochs of its layers."""
-        epochs: dict[bytes, list[int]] = {}
-        for source in self._store.layers():
-            epochs.setdefault(source.owner, []).append(source.epoch)
-        return epochs
 
     def _note(self, name: str, text: str, *, repaired: str = "", damage: bool = True, blocks: int = 0) -> None:
         """One more finding; `blocks` is a bitmap."""
@@ -239,7 +234,7 @@ class _Check:
             head, found = self._store.scan_map(name, self._look)
         except BrokenError as error:
             self._confirm(name)
-            self._note(name, str(error), repaired=self._repaired(name, self._restore_map))
+            self._note(name, str(error), repaired=self._repaired(name, self._repairs.restore_map))
             return
         if found.is_odd:
             self._note(name, "the map names layers that it does not list")
@@ -282,37 +277,30 @@ class _Check:
         try:
             self._store.read_info(name)
         except BrokenError as error:
-            done = self._repaired(name, self._forget_facts)
+            done = self._repaired(name, self._repairs.forget_facts)
             self._note(name, str(error), repaired=done)
             return
         if self._pending and not self._is_held(name):
             self._note(name, "an interrupted import; the next one of this image goes on", damage=False)
 
-    def _forget_facts(self, name: str) -> str:
-        with self._locked(name):
-            self._store.write_info(name, Info(created=0.0))
-        return "origin, disk name and properties are lost"
-
     def _check_layer(self, name: str, source: Source, bits: int, *, current: bool = False) -> None:
         """A layer and the blocks that this map needs of it."""
         self._faulty((source,))
         error = self._layers[source]
-        bad = self._unreadable(source, bits) if error else 0
+        bad = unreadable(self._store, source, bits) if error else 0
         if not bad:
             return
         self._confirm(name)
 
         def rebuild(_name: str) -> str:
-            with self._locked(name) if current else contextlib.nullcontext():
-                # Who had it meanwhile may have written some anew, with discards of which the data tell nothing.
-                return self._rebuild(source, self._unreadable(source, bad))
+            return self._repairs.rebuild(name, source, bad, current=current)
 
         self._note(name, str(error), blocks=bad, repaired=self._repaired(name, rebuild))
 
     def _check_current(self, name: str, found: VolumeMap) -> None:
         if self._store.atomic_pages and self._is_missing(found.current):
             self._confirm(name)
-            repaired = self._repaired(name, self._make_layer)
+            repaired = self._repaired(name, self._repairs.make_layer)
             self._note(name, "a first write was killed before its layer was made", repaired=repaired, damage=False)
             return
         self._check_layer(name, found.current, mask_of(0, found.blocks), current=True)
@@ -325,11 +313,6 @@ class _Check:
             return True
         return False
 
-    def _make_layer(self, name: str) -> str:
-        with self._locked(name):
-            self._store.layer(self._store.read_heads(name).current, writable=True)
-        return "made"
-
     def _look_at_layer(self, source: Source) -> BrokenError | None:
         """What is wrong with a layer, whatever map names it."""
         try:
@@ -337,32 +320,6 @@ class _Check:
         except BrokenError as error:
             return error
         return None
-
-    def _unreadable(self, source: Source, bits: int) -> int:
-        """Those of the blocks of which nobody can tell what the layer has."""
-        try:
-            layer = self._store.layer(source)
-        except BrokenError:
-            return bits
-        bad = bytearray(bits.bit_length())
-        for index in indexes_of(bits):
-            try:
-                layer.load_pages(index)
-            except BrokenError:
-                bad[index] = 1
-        return bits_of(bad, 1)
-
-    def _rebuild(self, source: Source, bad: int) -> str:
-        """Bitmaps that are lost, from the data: what is there was written. What was discarded is no longer known."""
-        if self._store.atomic_pages:
-            return ""
-        try:
-            layer = self._store.layer(source)
-        except BrokenError:
-            return ""
-        bits = {index: _pages_with_data(layer, index) for index in indexes_of(bad)}
-        self._store.layer(source, writable=True).save_pages(bits)
-        return "the bitmaps were made anew from the data; pages that were discarded there may show older data"
 
     def _are_missing(self, digests: bytes) -> bytearray:
         """A byte for each of them."""
@@ -394,15 +351,7 @@ class _Check:
         reason = self._store.loss(name)
         if reason:
             text = f"a flush failed, so what was written before may be lost: {reason}"
-            self._note(name, text, repaired=self._repaired(name, self._accept_loss))
-
-    def _accept_loss(self, name: str) -> str:
-        with self._locked(name) as lock:
-            last = lock.holder()
-            if last is None:
-                return ""
-            lock.record(last._replace(loss=""))
-        return "the volume can be opened again, with the data as they are"
+            self._note(name, text, repaired=self._repaired(name, self._repairs.accept_loss))
 
     def _is_held(self, name: str) -> bool:
         """Asked only about what nobody is about to open: for a moment, the lock is ours."""
@@ -411,14 +360,6 @@ class _Check:
             return False
         except (HeldError, NoSuchVolumeError):
             return True
-
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[VolumeLock]:
-        lock = self._store.lock_volume(name, patience=self._store.patience)
-        try:
-            yield lock
-        finally:
-            lock.release()
 
     def _repaired(self, name: str, work: Callable[[str], str]) -> str:
         """What a repair did; "" when there is none, or when somebody uses the volume."""
@@ -430,34 +371,6 @@ class _Check:
             warning("%s: not repaired: %s", name, error)
             return ""
 
-    # Maps and owners.
-
-    def _restore_map(self, name: str) -> str:
-        """The generation before, brought to where the volume is: nothing was lost if that was a snapshot."""
-        with self._locked(name), self._store.locked():
-            old = self._store.previous_map(name)
-            if old is None:
-                return ""
-            if not old.read_only and self._newest(old) > old.epoch:
-                old = self._next_generation(old)
-            self._store.write_map(name, old)
-        return f"the map before the last change is back, with {old.size} bytes"
-
-    def _newest(self, found: VolumeMap) -> int:
-        """The epoch in which the volume is, by what is there: one above the newest frozen layer, or that of data."""
-        named = (source for _, head in self._heads() for source in head.sources)
-        frozen = [source.epoch + 1 for source in named if source.owner == found.owner]
-        return max([*frozen, *self._list_epochs().get(found.owner, ())], default=0)
-
-    def _next_generation(self, old: VolumeMap) -> VolumeMap:
-        """What the snapshot wrote that `old` knows nothing of. Raises ValueError if more than that happened."""
-        if self._newest(old) != old.epoch + 1:
-            raise ValueError("the map is older than the last snapshot")
-        layer = self._store.layer(old.current)
-        pages = {index: layer.load_pages(index) for index, _ in layer.blocks()}
-        # None: a death in the middle of a copy. Such a block is no layer.
-        return maps.freeze(old, {index: bits for index, bits in pages.items() if bits})
-
     def _check_owners(self, names: Sequence[str]) -> None:
         """Between two maps that are read while volumes are used, anything may seem wrong: look again under the lock."""
         if not self._clashes():
@@ -466,15 +379,15 @@ class _Check:
             clashes = self._clashes()
         for name, text, can_advance in clashes:
             if name in names:
-                self._note(name, text, repaired=self._repaired(name, self._advance) if can_advance else "")
+                self._note(name, text, repaired=self._repaired(name, self._repairs.advance) if can_advance else "")
 
     def _clashes(self) -> list[tuple[str, str, bool]]:
         """Volumes whose layer is not theirs alone: name, what is wrong, whether a newer map can be made."""
-        epochs = self._list_epochs()
+        epochs = epochs_of(self._store)
         writers: dict[bytes, tuple[str, int]] = {}
         frozen: dict[bytes, tuple[int, str]] = {}
         found = []
-        for name, head in self._heads():
+        for name, head in heads_of(self._store):
             for source in head.sources:
                 frozen[source.owner] = max(frozen.get(source.owner, (-1, "")), (source.epoch, name))
             if not head.read_only:
@@ -490,29 +403,3 @@ class _Check:
             elif max(epochs.get(owner, ()), default=0) > epoch:
                 found.append((name, "its map is older than its data", True))
         return found
-
-    def _heads(self) -> Iterator[tuple[str, VolumeMap]]:
-        names = self._store.possible_names()
-        for name, head in zip(names, self._store.each(self._head, names), strict=True):
-            if head is not None:
-                yield name, head
-
-    def _head(self, name: str) -> VolumeMap | None:
-        with contextlib.suppress(BrokenError, NoSuchVolumeError):
-            return self._store.read_heads(name)
-        return None
-
-    def _advance(self, name: str) -> str:
-        with self._locked(name), self._store.locked():
-            old = self._store.read_map(name)
-            self._store.write_map(name, self._next_generation(old))
-        return "the map was brought to the last snapshot"
-
-
-def _pages_with_data(layer: Layer, index: int) -> int:
-    bits = position = 0
-    for length, hole in layer.holes(index, 0, BLOCK):
-        if not hole:
-            bits |= mask_of(position // PAGE, -(-(position + length) // PAGE))
-        position += length
-    return bits

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from extstorage import intake, maps
+from extstorage import catalog, intake, maps
 from extstorage.content import Block, Take, root_of, root_of_map
 from extstorage.errors import BadNameError
 from extstorage.intake import Progress
@@ -57,8 +57,7 @@ def hash_snapshot(store: Store, name: str, progress: Progress) -> bytes:
     """
     if len(check_name(name)) > LONGEST_NAME - len(PREFIX):
         raise BadNameError(what="the name", name=name, reason=f"it is longer than {LONGEST_NAME - len(PREFIX)}")
-    lock = store.lock_volume(name, patience=store.patience)
-    try:
+    with catalog.held(store, name):
         old = store.read_map(name)
         if not old.read_only:
             raise NotHashableError(name=name)
@@ -67,8 +66,6 @@ def hash_snapshot(store: Store, name: str, progress: Progress) -> bytes:
             root = _hash(store, name, old, progress)
         else:
             intake.clear(store, f"{PREFIX}{name}")
-    finally:
-        lock.release()
     progress(100)
     return root
 

@@ -107,9 +107,7 @@ def _locked(store: Store, pending: str, source: DiskSource) -> Iterator[_Intake]
             store.create(name, maps.empty(BLOCK, new_id()), facts)
     with contextlib.ExitStack() as stack:
         for name in names:
-            lock = store.lock_volume(name, patience=store.patience)
-            stack.callback(lock.release)
-            lock.record(myself())
+            stack.enter_context(catalog.held(store, name)).record(myself())
         yield _resumed(store, pending, source)
 
 

@@ -150,6 +150,12 @@ class Ceph:
     def make_user(self, name: str, keyring: Path, mon: str, osd: str) -> None:
         keyring.write_text(self.ceph("auth", "get-or-create", f"client.{name}", "mon", mon, "osd", osd))
 
+    def ports(self) -> list[int]:
+        """Of the monitor and of the OSD, where clients reach them."""
+        osd = json.loads(self.ceph("osd", "dump", "-f", "json"))["osds"][0]
+        found = [address["addr"] for address in osd["public_addrs"]["addrvec"] if address["type"] == "v2"]
+        return [self._port, *(int(address.rpartition(":")[2]) for address in found)]
+
     def suspend(self, daemon: str = "osd") -> None:
         self._children[daemon].send_signal(signal.SIGSTOP)
 

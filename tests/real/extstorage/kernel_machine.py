@@ -19,8 +19,9 @@ from snf_image.machine import QEMU
 VIRTIOFSD = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 BUSYBOX = Path("/bin/busybox")
 
-#: What the first program needs before the distribution's own modules are in sight.
-MODULES: dict[str, tuple[str, ...]] = {"boot": ("virtio_pci", "virtiofs", "overlay")}
+#: What the first program needs before the distribution's own modules are in sight, and what units would load that are
+#: not wanted: without kmod-static-nodes.service there is no /dev/loop-control, by which it gets loop devices.
+MODULES: dict[str, tuple[str, ...]] = {"boot": ("virtio_pci", "virtiofs", "overlay", "loop", "virtio_net")}
 
 #: A boot spends most of its time on what this machine has no use for.
 UNWANTED = (
@@ -80,7 +81,7 @@ TTYPath=/dev/ttyS0
 
 ARGUMENTS = (
     *("console=ttyS0", "quiet", "panic=-1", "mitigations=off", "systemd.unit=script.target", "systemd.show_status=0"),
-    *("systemd.log_level=warning", "systemd.log_target=kmsg", "tsc=reliable"),
+    *("systemd.log_level=warning", "systemd.log_target=kmsg", "tsc=reliable", "net.ifnames=0"),
 )
 
 
@@ -159,6 +160,8 @@ def _console(place: Path) -> Iterator[str]:
             "-device",
             "vhost-user-fs-pci,chardev=fs,tag=root,queue-size=1024",
         ),
+        # The programs on the node's loopback interface are behind 10.0.2.2 (QEMU's user network).
+        *("-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="),
         *("-device", "virtio-rng-pci"),
         *("-kernel", f"{place}/kernel", "-initrd", f"{place}/initrd", "-append", " ".join(ARGUMENTS)),
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),

@@ -37,8 +37,12 @@ SITE = apply.site()
 #: Some files.
 TREE = "/usr/share/snf-ganeti/hooks"
 
-#: Two by NBD, one by loop.
-ONE, TWO, LOOPED = (f"{uuid.uuid4()}.ext.disk{index}" for index in range(3))
+#: Where the node's Ceph listens, on its loopback interface; the node as the machine sees it.
+PORTS = Path("/root/ports")
+NODE, OWN = "10.0.2.2", "10.0.2.15/24"
+
+#: Two by NBD, one by loop; and one by NBD in Ceph.
+ONE, TWO, LOOPED, IN_RADOS = (f"{uuid.uuid4()}.ext.disk{index}" for index in range(4))
 found: dict[str, str] = {}
 
 
@@ -239,6 +243,30 @@ def check_a_number_that_is_another_volume_s() -> str:
     apply.remove(SITE, snapshot)
     assert backend(again) == ""
     return again
+
+
+def reach_ceph() -> None:
+    """At its own addresses, for a client refuses an OSD that is not where the cluster's map says."""
+    sh("ip", "link", "set", "eth0", "up")
+    sh("ip", "address", "add", OWN, "dev", "eth0")
+    for port in PORTS.read_text().split():
+        listen = f"TCP-LISTEN:{port},bind=127.0.0.1,fork,reuseaddr"
+        sh("systemd-run", "--quiet", "socat", listen, f"TCP:{NODE}:{port}")
+
+
+def check_a_volume_in_rados() -> str:
+    """The server that speaks to a cluster is killed under a load that verifies what it reads."""
+    reach_ceph()
+    apply.create(SITE, CreatePlan(IN_RADOS, SIZE, "", "", adopt=False, store="ceph"))
+    device = attach(IN_RADOS)
+    assert backend(device) == f"{RUN}/{IN_RADOS}/nbd.sock"
+    apply.open_volume(SITE, IN_RADOS, True)
+    load = Load(device)
+    time.sleep(2)
+    kill(f"snf-archipelago-rados@{IN_RADOS}.service")()
+    slowest = load.worst()
+    apply.remove(SITE, IN_RADOS)
+    return f"slowest request {slowest:.1f} s"
 
 
 def check_nothing_is_left() -> str:

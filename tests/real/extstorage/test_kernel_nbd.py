@@ -12,23 +12,50 @@ from pathlib import Path
 
 import pytest
 
+from extstorage import stores
+from extstorage.rados_store import create_store
+from extstorage.stores import RadosSpec
 from tests.real.extstorage import kernel_machine
+from tests.real.extstorage.ceph import POOL, USER, Ceph
 
 pytestmark = pytest.mark.timeout(600)
 
 SCRIPT = Path(__file__).with_name("kernel_script.py").read_text(encoding="utf-8")
 #: What it imports, where it finds it beside itself.
 FILES = {"/root/tests/real/extstorage/fio.py": Path(__file__).with_name("fio.py").read_bytes()}
+#: A store in the node's Ceph, as the machine sees it.
+CEPH = "/etc/ceph/test"
+STORES = """[archipelago]
+stores = {{ main = "files:/var/lib/snf-archipelago/store", ceph = "{spec}" }}
+"""
 CHECKS = re.findall(r"^def (check_[a-z_]+)\(", SCRIPT, re.MULTILINE)
 
 
+def in_ceph(ceph: Ceph) -> dict[str, bytes]:
+    """A store, and the files by which the machine finds it: at the cluster's own addresses, which it makes lead there.
+
+    (What is given to it is all that it sees of the node's /run.)
+    """
+    made = stores.parse(ceph.spec("kernel"))
+    assert isinstance(made, RadosSpec)
+    create_store(made).close()
+    spec = f"rados:{POOL}/kernel?conf={CEPH}.conf&user={USER}&keyring={CEPH}.keyring&lease=3"
+    monitor, _ = ports = ceph.ports()
+    return {
+        "/root/ports": " ".join(map(str, ports)).encode(),
+        f"{CEPH}.conf": f"[global]\nmon_host = [v2:127.0.0.1:{monitor}]\n".encode(),
+        f"{CEPH}.keyring": ceph.user_keyring.read_bytes(),
+        "/etc/snf-ganeti/conf.d/ceph.toml": STORES.format(spec=spec).encode(),
+    }
+
+
 @pytest.fixture(scope="module")
-def lines(request: pytest.FixtureRequest) -> list[str]:
+def lines(request: pytest.FixtureRequest, ceph: Ceph) -> list[str]:
     """What the machine's console said; its results are shown while it runs."""
     said = []
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        for line in kernel_machine.run(SCRIPT, files=FILES):
+        for line in kernel_machine.run(SCRIPT, files={**FILES, **in_ceph(ceph)}):
             said.append(line)
             if line.startswith(("ok ", "failed ", "kernel ", "done ")):
                 print(f"    machine: {line[:150]}", flush=True)

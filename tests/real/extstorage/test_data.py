@@ -17,6 +17,7 @@ import nbd
 import pytest
 
 from extstorage import sources
+from tests.datapath.nbd_server import connected
 from tests.real.extstorage.provider import (
     COMMAND,
     RUN,
@@ -40,12 +41,7 @@ SIZE = 64 << 20
 
 
 def connect(volume: str) -> nbd.NBD:
-    client = nbd.NBD()
-    # Where it can (1.22), libnbd sends no more than the server wishes for. Others do, the kernel for one.
-    client.set_strict_mode(client.get_strict_mode() & ~getattr(nbd, "STRICT_PAYLOAD", 0))
-    client.add_meta_context("base:allocation")
-    client.connect_unix(str(RUN / volume / "nbd.sock"))
-    return client
+    return connected(RUN / volume / "nbd.sock")
 
 
 def test_libnbd_sees_every_ability(volume: str) -> None:

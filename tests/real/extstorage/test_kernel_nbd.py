@@ -7,14 +7,13 @@ One machine runs kernel_script.py; each of its checks is a test here.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from extstorage import stores
 from extstorage.rados_store import create_store
-from extstorage.stores import RadosSpec
+from extstorage.specs import RadosSpec
 from tests.real.extstorage import kernel_machine
 from tests.real.extstorage.ceph import POOL, USER, Ceph
 
@@ -31,15 +30,13 @@ stores = {{ main = "files:/var/lib/snf-archipelago/store", ceph = "{spec}" }}
 CHECKS = re.findall(r"^def (check_[a-z_]+)\(", SCRIPT, re.MULTILINE)
 
 
-def in_ceph(ceph: Ceph) -> dict[str, bytes]:
+def in_ceph(ceph: Ceph, place: RadosSpec) -> dict[str, bytes]:
     """A store, and the files by which the machine finds it: at the cluster's own addresses, which it makes lead there.
 
     (What is given to it is all that it sees of the node's /run.)
     """
-    made = stores.parse(ceph.spec("kernel"))
-    assert isinstance(made, RadosSpec)
-    create_store(made).close()
-    spec = f"rados:{POOL}/kernel?conf={CEPH}.conf&user={USER}&keyring={CEPH}.keyring&lease=3"
+    create_store(place).close()
+    spec = f"rados:{POOL}/{place.namespace}?conf={CEPH}.conf&user={USER}&keyring={CEPH}.keyring&lease=3"
     monitor, _ = ports = ceph.ports()
     return {
         "/root/ports": " ".join(map(str, ports)).encode(),
@@ -50,12 +47,12 @@ def in_ceph(ceph: Ceph) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def lines(request: pytest.FixtureRequest, ceph: Ceph) -> list[str]:
+def lines(request: pytest.FixtureRequest, ceph: Ceph, new_spec: Callable[..., RadosSpec]) -> list[str]:
     """What the machine's console said; its results are shown while it runs."""
     said = []
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        for line in kernel_machine.run(SCRIPT, files={**FILES, **in_ceph(ceph)}):
+        for line in kernel_machine.run(SCRIPT, files={**FILES, **in_ceph(ceph, new_spec())}):
             said.append(line)
             if line.startswith(("ok ", "failed ", "kernel ", "done ")):
                 print(f"    machine: {line[:150]}", flush=True)

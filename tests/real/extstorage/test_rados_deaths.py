@@ -247,7 +247,7 @@ def test_clones_and_snapshots_share_a_large_body(rados_store: RadosStore) -> Non
     session.shutdown()
     assert read(store, "late") == bytes(B)
     head = store._objects.read("head.late", 1000)
-    store._objects.apply("head.late", Change().write_full(head[:8] + b"0" + head[9:]))
+    store._objects.apply("head.late", Change().write_full(head[:8] + bytes([head[8] ^ 1]) + head[9:]))
     with pytest.raises(BrokenError, match=r"head\.late"):
         store.read_heads("late")
     left = bodies(store)

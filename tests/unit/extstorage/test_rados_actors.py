@@ -390,3 +390,80 @@ def test_a_lock_is_not_kept_when_what_follows_fails(monkeypatch: pytest.MonkeyPa
         with pytest.raises(Error):
             store.lock_volume("vol")
     processes.open().lock_volume("vol").release()
+
+
+class Unreliable:
+    """Changes of content and of its tables may have no answer: then they are done, are lost, or come within a day."""
+
+    def __init__(self, processes: Processes, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._chance = processes.chance
+        self._cluster = processes.cluster
+        self._real = Ioctx.operate_write_op
+        self.share = 0.15
+        monkeypatch.setattr(Ioctx, "operate_write_op", lambda io, op, key, flags=0: self._operate(io, op, key, flags))
+
+    def _operate(self, io: Ioctx, op: WriteOp, key: str, flags: int) -> None:
+        if not key.startswith("content") or self._chance.random() >= self.share:
+            self._real(io, op, key, flags)
+            return
+        fate = self._chance.choice(("done", "lost", "late", "late"))
+        if fate == "done":
+            self._real(io, op, key, flags)
+        elif fate == "late":
+            self._cluster.arrives_later("somebody", key, op)
+        raise Error(errno.ETIMEDOUT)
+
+
+def test_whatever_comes_late_what_is_named_stays_and_all_else_goes(
+    seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (seed * 4 + part for seed in seeds for part in range(4)):
+        with monkeypatch.context() as patch:
+            _put_and_collect(seed, patch)
+
+
+def _put_and_collect(seed: int, patch: pytest.MonkeyPatch) -> None:
+    processes = Processes(seed)
+    processes.patched(patch)
+    network, chance, cluster = Unreliable(processes, patch), processes.chance, processes.cluster
+    clock = [time.time()]
+    patch.setattr("extstorage.rados_contents.time.time", lambda: clock[0])
+    store = processes.open()
+    blocks = {hashlib.sha256(data).digest(): data for data in (b"a" * 4096, b"b" * 4096, b"c" * 4096)}
+    named: dict[str, bytes] = {}
+    for step in range(80):
+        action = chance.choice(("put", "put", "put", "remove", "collect", "collect", "arrive", "day"))
+        name = f"image{step}"
+        try:
+            if action == "put":
+                digest = chance.choice(list(blocks))
+                store.create(name, maps.from_digests(BLOCK, bytes(16), [digest]), Info(created=1.0, image=True))
+                store.put_content(digest, memoryview(blocks[digest]))
+                named[name] = digest
+            elif action == "remove" and named:
+                gone = chance.choice(list(named))
+                catalog.remove(store, gone)
+                del named[gone]
+            elif action == "collect":
+                gc.collect(store)
+        except UnreachableStoreError:
+            # It gives up, and what it had is free at once; here nobody shuts it out.
+            processes.kill(store)
+            store = processes.open()
+            if action == "put":
+                catalog.remove(store, name)
+        if action in ("arrive", "day"):
+            cluster.let_arrive()
+            clock[0] += 25 * 3600 if action == "day" else 600
+        for digest in named.values():
+            assert bytes(cluster.things[f"content.{digest.hex()}"][0].data) == blocks[digest], f"--seed={seed}"
+    network.share = 0.0
+    cluster.let_arrive()
+    assert not [one for one in fsck.check(store) if one.name or one.text.endswith("no collection would find")]
+    for name in named:
+        catalog.remove(store, name)
+    gc.collect(store)
+    assert not [key for key in cluster.things if key.startswith("content.")], f"--seed={seed}"
+    clock[0] += 25 * 3600
+    gc.collect(store)
+    assert not any(thing.table for key, (thing, _) in cluster.things.items() if key.startswith("contents."))

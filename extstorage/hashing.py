@@ -12,10 +12,9 @@ from collections.abc import Iterator
 
 from extstorage import catalog, intake, maps
 from extstorage.content import Block, Take, root_of, root_of_map
-from extstorage.errors import BadNameError
 from extstorage.intake import Progress
 from extstorage.maps import VolumeMap
-from extstorage.names import BLOCK, LONGEST_NAME, check_name
+from extstorage.names import BLOCK, check_name
 from extstorage.store import Store
 from extstorage.volume import Volume
 from ganeti_plugin.errors import InputError
@@ -55,8 +54,7 @@ def hash_snapshot(store: Store, name: str, progress: Progress) -> bytes:
 
     Raises HeldError when the snapshot is attached: who reads it must not lose its layers.
     """
-    if len(check_name(name)) > LONGEST_NAME - len(PREFIX):
-        raise BadNameError(what="the name", name=name, reason=f"it is longer than {LONGEST_NAME - len(PREFIX)}")
+    check_name(name, room=len(PREFIX))
     with catalog.held(store, name):
         old = store.read_map(name)
         if not old.read_only:

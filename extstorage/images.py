@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping
 
 from extstorage import apply, catalog, intake, maps, streams
-from extstorage.errors import AlreadyThereError, BadNameError
+from extstorage.errors import AlreadyThereError
 from extstorage.intake import Progress
-from extstorage.names import LONGEST_NAME, check_name, new_id
+from extstorage.names import check_name, new_id
 from extstorage.servers import Site
 from extstorage.sources import DiskSource
 from extstorage.space import check_room
@@ -67,8 +67,7 @@ def import_from(store: Store, name: str, source: DiskSource, properties: Mapping
     When the source is refused, nothing is left but blocks for the next collection; when it was interrupted, the next
     import of the same unchanged source to the same name goes on.
     """
-    if len(check_name(name, "the image name")) > LONGEST_NAME - len(PREFIX):
-        raise BadNameError(what="the image name", name=name, reason=f"it is longer than {LONGEST_NAME - len(PREFIX)}")
+    check_name(name, "the image name", room=len(PREFIX))
     if store.exists(name):
         intake.clear(store, f"{PREFIX}{name}")
         raise _already_there(store, name)

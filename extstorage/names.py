@@ -33,10 +33,14 @@ LONGEST_NAME = 72
 LARGEST = 1 << 46
 
 
-def check_name(name: str, what: str = "the name") -> str:
-    """Return the name, or raise BadNameError that says which rule it breaks."""
-    if not name or len(name) > LONGEST_NAME:
-        raise BadNameError(what=what, name=name[:100], reason=f"it must have 1 to {LONGEST_NAME} characters")
+def check_name(name: str, what: str = "the name", *, room: int = 0) -> str:
+    """Return the name, or raise BadNameError that says which rule it breaks.
+
+    `room`: characters that will be added to it, for names that are made of it for a while.
+    """
+    longest = LONGEST_NAME - room
+    if not name or len(name) > longest:
+        raise BadNameError(what=what, name=name[:100], reason=f"it must have 1 to {longest} characters")
     if not _ALLOWED.issuperset(name):
         raise BadNameError(what=what, name=name, reason="only letters, digits, '.', '_' and '-' are allowed")
     if not name[0].isalnum():

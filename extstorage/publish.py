@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 from extstorage import apply, catalog, gallery, hashing, intake
 from extstorage.catalog import Item
-from extstorage.errors import AlreadyThereError, BadNameError, HeldError
+from extstorage.errors import AlreadyThereError, HeldError
 from extstorage.intake import Progress
-from extstorage.names import LONGEST_NAME, PUBLICATION, check_name
+from extstorage.names import PUBLICATION, check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, SnapshotPlan
 from extstorage.servers import Site
 from extstorage.store import Info
@@ -83,9 +83,7 @@ class Wanted(NamedTuple):
 
 def publish(site: Site, wanted: Wanted, tell: Tell, progress: Progress) -> Mapping[str, object]:
     """Make the image; answers with its facts and what was removed from the copy. `tell` is told what is being done."""
-    longest = LONGEST_NAME - len(hashing.PREFIX) - len(PUBLICATION) - len(_IMAGE)
-    if len(check_name(wanted.name, "the image name")) > longest:
-        raise BadNameError(what="the image name", name=wanted.name, reason=f"it is longer than {longest}")
+    check_name(wanted.name, "the image name", room=len(hashing.PREFIX) + len(PUBLICATION) + len(_IMAGE))
     LOCKS.mkdir(mode=0o700, exist_ok=True)
     try:
         with locked(LOCKS / f"{wanted.name}.lock", timeout=0):

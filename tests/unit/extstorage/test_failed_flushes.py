@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""A disk that is full or fails: what a guest is told, also by later servers, until somebody has looked at it."""
+"""Flushes that fail: what a guest is told, also by later servers, until somebody has looked at it."""
 
 from __future__ import annotations
 

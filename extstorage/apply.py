@@ -286,9 +286,13 @@ def snapshot(site: Site, plan: SnapshotPlan, facts: Info | None = None) -> None:
 
     `facts` are what is kept beside it, if that is not to be what is kept beside the volume.
     """
+    is_running = servers.is_running(site, plan.volume)
     if plan.replace:
+        if is_running:
+            # The server answers one call after the other: what a killed script asked it for is done then, and is seen.
+            control.call(site.directory(plan.volume), plan.volume, "status")
         _remove_old_snapshot(site, plan)
-    if servers.is_running(site, plan.volume):
+    if is_running:
         kept = facts._asdict() if facts else None
         control.call(site.directory(plan.volume), plan.volume, "snapshot", name=plan.name, facts=kept)
         return

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from extstorage import apply, attached, catalog, servers
+from extstorage import apply, attached, catalog, control, servers
 from extstorage.files_store import create_store, open_store
 from extstorage.modes import Mode
 from extstorage.names import BLOCK, PAGE
+from extstorage.plan import SnapshotPlan
 from extstorage.servers import Site
 from extstorage.session import Session
 
@@ -44,3 +45,29 @@ def test_a_dead_server_that_is_closed_does_not_come_back_as_a_writer(
     buffer = bytearray(PAGE)
     target.readinto(memoryview(buffer), 0)
     assert buffer == A
+
+
+def test_a_snapshot_that_is_repeated_while_the_server_still_takes_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script that asked for it was killed. A server answers one call after the other, so the repetition waits."""
+    site = Site({"main": f"files:{tmp_path}/store"}, "main", getpass.getuser(), run=tmp_path / "run")
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    session.open(True)
+    under_way = ["snap"]
+
+    def call(_directory: Path, _name: str, command: str, **arguments: object) -> dict[str, object]:
+        if under_way:
+            session.snapshot(under_way.pop())
+        if command == "snapshot":
+            session.snapshot(str(arguments["name"]))
+        return {}
+
+    monkeypatch.setattr(servers, "is_running", lambda _site, _name: True)
+    monkeypatch.setattr(control, "call", call)
+    monkeypatch.setattr(apply, "remove", lambda _site, name, _store: catalog.remove(store, name))
+    apply.snapshot(site, SnapshotPlan("vol", "snap", replace=True))
+    session.shutdown()
+    assert sorted(store.names()) == ["snap", "vol"]

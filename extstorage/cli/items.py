@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from extstorage.cli.group import Group, Options, argument
 from extstorage.cli.output import print_facts, print_json, print_rows
 from extstorage.cli.place import here, store_of, stores_meant
-from extstorage.errors import NoSuchVolumeError, UnreachableStoreError, why_unusable
+from extstorage.errors import DoubtfulError, NoSuchVolumeError, UnreachableStoreError, why_unusable
 from ganeti_plugin.errors import Error, StateError
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def _show(kind: str, options: Options) -> None:
         row = {"store": store_name, **_row(item), **_used(store, item)}
         if kind != "volume":
             row |= _hash(store, options.name)
+        elif not item.fault and (loss := store.loss(item.name)):
+            row["fault"] = str(DoubtfulError(name=item.name, reason=loss))
     row |= _attachment(site, options.name)
     if options.json:
         print_json(row)

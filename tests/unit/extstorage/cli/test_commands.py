@@ -493,6 +493,21 @@ def test_damage_is_told_and_is_an_error_until_it_is_repaired(node: Node, tmp_pat
     assert node.run("fsck web") == "0 findings, 0 repaired\n"
 
 
+def test_a_volume_whose_flush_failed_says_so_until_that_is_accepted(node: Node) -> None:
+    node.run("volume create web 1G")
+    with apply.using_store(node.site) as store:
+        session = Session(store, "web")
+        session.open(True)
+        session._say_lost("Input/output error")
+        assert session._lock
+        session._lock.release()
+    assert node.json("volume info web")["fault"].startswith(
+        "what was written to the volume 'web' may be lost: Input/output error"
+    )
+    assert "a flush failed" in node.run("fsck --repair")
+    assert node.json("volume info web")["fault"] == ""
+
+
 def test_numbers_are_what_is_there(node: Node) -> None:
     node.run("volume create web 1G")
     node.write("web")

@@ -25,6 +25,11 @@ DEFECT = 70
 SIGNALLED = 128
 
 
+#: What interrupts a program, and the seconds that it may take to end before somebody wonders.
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 1.0
+
+
 class Interrupted(KeyboardInterrupt):
     """SIGTERM or SIGHUP arrived."""
 
@@ -61,6 +66,38 @@ def guarded(program: str, main: Callable[[], int | None]) -> int:
             "%s: internal error (%s: %s); the traceback is in the system log, please report it", program, kind, error
         )
         return DEFECT
+
+
+def end_at_the_second_signal(program: str) -> None:
+    """For commands that people interrupt, and whose work may die at any moment.
+
+    A signal is seen by Python once a library returns, and librados waits for up to a minute for a cluster that is away.
+    So after a second, who pressed Ctrl-C is told that doing so again ends the process as it is, which it then does.
+    """
+    import threading
+
+    hearing, telling = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(telling, False)
+    signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
+    threading.Thread(target=_await_signals, args=(program, hearing), name="signals", daemon=True).start()
+
+
+def _await_signals(program: str, hearing: int) -> None:
+    import select
+
+    _await_signal(hearing)
+    if not select.select([hearing], [], [], _PATIENCE)[0]:
+        print("waiting for what is under way to end; a second signal does not wait", file=sys.stderr, flush=True)
+    number = _await_signal(hearing)
+    log.error("%s: interrupted by %s", program, signal.Signals(number).name)
+    os._exit(SIGNALLED + number)
+
+
+def _await_signal(hearing: int) -> int:
+    """The next one that ends a program; the interpreter writes the number of each that it handles."""
+    while (number := os.read(hearing, 1)[0]) not in _ENDING:
+        pass
+    return number
 
 
 def _have_streams() -> None:

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise NotRootError
     action: Action = options.action
     log.only_warnings()
+    if arguments is None:
+        entry.end_at_the_second_signal("archipelago")
     action(options)
     return 0
 

@@ -106,6 +106,26 @@ def test_a_signal_lets_cleanup_run(number: signal.Signals, capsys: pytest.Captur
     assert capsys.readouterr().err == f"error: program: interrupted by {number.name}\n"
 
 
+def test_a_second_signal_waits_for_nothing() -> None:
+    code = (
+        "import signal, sys, time\nsys.path.insert(0, sys.argv[1])\nfrom ganeti_plugin import entry\n"
+        "def main():\n    signal.signal(signal.SIGINT, lambda *_: None)\n"
+        "    entry.end_at_the_second_signal('program')\n"
+        "    print('ready', flush=True)\n    time.sleep(60)\n"
+        "sys.exit(entry.guarded('program', main))"
+    )
+    command = [sys.executable, "-c", code, str(TREE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert "a second signal does not wait" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "error: program: interrupted by SIGINT\n"
+        assert process.wait(30) == 128 + signal.SIGINT
+
+
 def test_streams_that_a_caller_closed_are_written_to_by_nobody(tmp_path: Path) -> None:
     """Else the next file that is opened has their number."""
     code = (

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -34,6 +35,9 @@ from ganeti_plugin.files import fsync_directory
 
 #: The data file is what makes a layer be there: it is made last and removed last.
 _SUFFIXES = (".pages", ".data")
+
+#: In seconds.
+_DAY = 86400
 
 #: How often a folder that a collection removes is made again.
 _ATTEMPTS = 8
@@ -276,13 +280,26 @@ class FileLayers:
                 return FileLayer(self._base(source), True, make=True)
         return FileLayer(self._base(source), True, make=True)
 
-    def sources(self) -> Iterator[Source]:
+    def sources(self, *, begun: bool) -> Iterator[Source]:
+        """With `begun`, also those of which only the bitmaps are there: one is being made, or its maker failed."""
+        suffixes = _SUFFIXES if begun else _SUFFIXES[-1:]
         for folder in sorted(os.listdir(self._directory)):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                for name in sorted(os.listdir(self._directory / folder)):
-                    stem, dot, kind = name.partition(".")
-                    if kind == "data" and dot:
-                        yield Source(bytes.fromhex(folder), int(stem, 16))
+                names = os.listdir(self._directory / folder)
+                for stem in sorted({name.partition(".")[0] for name in names if name.endswith(suffixes)}):
+                    yield Source(bytes.fromhex(folder), int(stem, 16))
+
+    def empty_folders(self) -> list[Path]:
+        """Of owners without a layer, for a day: so none is being made there."""
+        old = time.time() - _DAY
+        return [self._directory / folder for folder in os.listdir(self._directory) if self._is_empty(folder, old)]
+
+    def _is_empty(self, folder: str, since: float) -> bool:
+        path = self._directory / folder
+        try:
+            return not os.listdir(path) and path.stat().st_mtime < since
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def remove(self, source: Source) -> int:
         """Answers with the bytes freed."""

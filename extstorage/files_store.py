@@ -249,14 +249,17 @@ class FilesStore:
             yield
 
     def tidy(self, *, dry_run: bool = False) -> int:
-        contents = self._contents.abandoned()
+        contents, folders = self._contents.abandoned(), self._layers.empty_folders()
         with self.locked():
             left = [self._maps / name for name in os.listdir(self._maps) if name.startswith((".new-", ".gone-"))]
             for path in [] if dry_run else left:
                 remove_tree(path)
         for path in [] if dry_run else contents:
             remove(path)
-        return len(left) + len(contents)
+        for path in [] if dry_run else folders:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        return len(left) + len(contents) + len(folders)
 
     def loss(self, name: str) -> str:
         return self._locks.loss(name)
@@ -287,8 +290,8 @@ class FilesStore:
                 raise BrokenError(path=str(error.filename), reason="the data of a layer is missing") from None
             return found
 
-    def layers(self) -> Iterator[Source]:
-        return self._layers.sources()
+    def layers(self, *, begun: bool = False) -> Iterator[Source]:
+        return self._layers.sources(begun=begun)
 
     def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:
         return self._layers.remove(source)

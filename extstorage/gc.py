@@ -93,7 +93,7 @@ class _Collection:
 
     def run(self) -> Report:
         began = time.monotonic()
-        layers = list(self._store.layers())
+        layers = list(self._store.layers(begun=True))
         for _ in range(_MOST_ROUNDS):
             if self._mark_changed() <= _FEW:
                 break

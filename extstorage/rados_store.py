@@ -467,7 +467,7 @@ class RadosStore:
             return None
         return self.foreign(digest)
 
-    def layers(self) -> Iterator[Source]:
+    def layers(self, *, begun: bool = False) -> Iterator[Source]:  # noqa: ARG002 - entered before anything is made
         for stem in sorted(self._objects.entries(LAYERS)):
             with contextlib.suppress(ValueError):
                 yield source_of(stem)

@@ -282,8 +282,11 @@ class Store(Protocol):
     def layer(self, source: Source, *, writable: bool = False) -> Layer:
         """Raises BrokenError when there is none, at once or at its first use."""
 
-    def layers(self) -> Iterable[Source]:
-        """All layers that there are; a layer is there from its first write on."""
+    def layers(self, *, begun: bool = False) -> Iterable[Source]:
+        """All layers that there are; a layer is there from its first write on.
+
+        With `begun`, also those of which anything is there: they are being made, or who made them failed.
+        """
 
     def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:
         """Answers with the bytes freed. After `patience` seconds it may stop: the rest is left to the collection."""

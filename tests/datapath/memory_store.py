@@ -325,7 +325,7 @@ class MemoryStore:
                 raise BrokenError(path=source.owner.hex(), reason="the content block is missing") from None
             return found
 
-    def layers(self) -> list[Source]:
+    def layers(self, *, begun: bool = False) -> list[Source]:
         return sorted(self._layers)
 
     def remove_layer(self, source: Source, *, patience: float = math.inf) -> int:

@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 
-from extstorage import catalog, file_contents, files_store, fsck, gc
+from extstorage import catalog, file_contents, file_layers, files_store, fsck, gc
 from extstorage.errors import DoubtfulError
 from extstorage.files_store import FilesStore, create_store, open_store
 from extstorage.names import BLOCK, PAGE, SECTOR
@@ -143,7 +143,8 @@ def clear(store: FilesStore) -> None:
         catalog.remove(store, name)
     gc.collect(store)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(file_contents, "_DAY", -60)
+        for module in (file_contents, file_layers):
+            patch.setattr(module, "_DAY", -60)
         gc.collect(store)
     path = Path(store.title)
     left = [str(one.relative_to(path)) for one in path.rglob("*") if one.is_file() and one.parent != path]

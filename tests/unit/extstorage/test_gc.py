@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from array import array
 from pathlib import Path
@@ -191,6 +192,25 @@ def test_what_killed_creations_left_is_removed(tmp_path: Path) -> None:
     assert gc.collect(store).leftovers == 2
     assert [path.name for path in (tmp_path / "store/content/new").iterdir()] == ["ab.1"]
     assert list((tmp_path / "store/maps").iterdir()) == []
+
+
+def test_halves_of_layers_are_removed(tmp_path: Path) -> None:
+    """The disk was full when the second file was to be made, or the power went."""
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    data = tmp_path / "store/data"
+    for owner in (b"a" * 16, b"b" * 16, b"c" * 16, store.read_map("vol").owner):
+        (data / owner.hex()).mkdir()
+        if owner != b"c" * 16:
+            os.utime(data / owner.hex(), (0, 0))
+    (data / (b"b" * 16).hex() / f"{1:016x}.pages").write_bytes(b"")
+    assert gc.collect(store, dry_run=True).leftovers == 2
+    gc.collect(store)
+    # One that is new may be about to get a layer.
+    assert [path.name for path in data.iterdir()] == [(b"c" * 16).hex()]
+    session = Session(store, "vol")
+    session.write(memoryview(b"x"), 0)
+    session.shutdown()
 
 
 # Contents.

@@ -7,6 +7,7 @@ Some of these places are tried, `--seed=N` says which, and `--rounds=N` tries mo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from tests.unit.extstorage.test_rados_actors import LASTING  # isort: skip
 
 from extstorage import catalog, gc, pithos_export, rados_store, scrub
+from extstorage.errors import HeldError
 from extstorage.hashing import hash_snapshot
 from extstorage.images import import_from
 from extstorage.names import BLOCK, PAGE
@@ -135,7 +137,8 @@ class Pair:
     """One command, and another one that comes before its operation `place`."""
 
     def __init__(self, first: Command, second: Command, place: int, patch: pytest.MonkeyPatch, directory: Path) -> None:
-        self._processes = Processes(place)
+        # Always the same, so that each place is one of the same way.
+        self._processes = Processes(1)
         self._processes.patched(patch)
         # Who is in the way does not go before the other one has ended.
         patch.setattr(rados_store, "LOCK_TIMEOUT", 0.5)
@@ -216,3 +219,46 @@ def test_a_command_in_the_middle_of_another(
                     raise AssertionError(f"{told}: {error!r}") from error
                 if not is_reached:
                     break
+
+
+def test_names_that_move_from_map_to_map_are_never_out_of_sight(
+    seeds: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between operations of a collection, another map gets all that a snapshot names, and the snapshot goes."""
+    for seed in seeds:
+        with monkeypatch.context() as patch:
+            move_during_a_collection(seed, patch)
+
+
+def move_during_a_collection(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(seed)
+    processes.patched(monkeypatch)
+    monkeypatch.setattr(rados_store, "LOCK_TIMEOUT", 0.5)
+    collector, mover = processes.open(), processes.open("other")
+    prepare(mover)
+    for name in ("one", "vol"):
+        catalog.remove(mover, name)
+    cluster, turn = processes.cluster, processes.cluster.turn
+    names = ["snap"]
+
+    def move() -> None:
+        name = f"snap{len(names)}"
+        catalog.create_volume(mover, f"{name}-clone", BLOCKS * BLOCK, origin=names[-1])
+        session = Session(mover, f"{name}-clone")
+        session.snapshot(name, Info(created=0.0))
+        session.shutdown()
+        names.append(name)
+        for gone in (f"{name}-clone", names[-2]):
+            catalog.remove(mover, gone)
+
+    def before(who: str) -> None:
+        if who == collector._client.address and processes.chance.random() < 0.3:
+            with contextlib.suppress(HeldError):
+                move()
+
+    cluster.turn = before
+    gc.collect(collector)
+    cluster.turn = turn
+    assert len(names) > 5
+    assert contents(mover, names[-1]) == SNAP, f"--seed={seed}"
+    no_damage(mover)

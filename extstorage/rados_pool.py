@@ -316,9 +316,15 @@ class Objects:
             raise self._failed(error, key) from None
 
     def keys(self) -> Iterator[str]:
-        """Every object of the namespace: a walk over the whole pool."""
-        for item in self._io.list_objects():
-            yield item.key
+        """Every object of the namespace: a walk over the whole pool.
+
+        An error on the way is the end of it, for python3-rados does not tell. So what is not met may be there.
+        """
+        try:
+            for item in self._io.list_objects():
+                yield item.key
+        except rados.Error as error:
+            raise self._failed(error, "*") from None
 
     def zero(self, change: Change, offset: int, length: int) -> None:
         """Have a range read as zeros, as a part of the change.

@@ -30,7 +30,7 @@ from ganeti_plugin.log import note
 
 _AHEAD = 8
 
-#: Blocks and layers that are named with what they hit: each takes a kilobyte of memory.
+#: Blocks and layers that are named with what they hit: each takes two kilobytes of memory.
 _MOST_FAULTS = 100_000
 
 #: Called with what is done: (blocks that were read, all blocks).

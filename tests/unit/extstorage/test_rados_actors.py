@@ -321,6 +321,25 @@ def test_a_block_that_comes_while_it_is_removed_as_missing_stays(monkeypatch: py
     assert gc.collect(store).contents == 1
 
 
+def test_a_walk_that_fails_is_said_and_one_that_ends_early_accuses_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(1)
+    processes.patched(monkeypatch)
+    store = processes.open()
+    store.put_content(DIGEST, memoryview(DATA))
+    store.create("image", maps.from_digests(BLOCK, bytes(16), [DIGEST]), Info(created=1.0, image=True))
+
+    def failing(_io: Ioctx) -> None:
+        raise Error(errno.ETIMEDOUT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ioctx, "list_objects", failing)
+        with pytest.raises(UnreachableStoreError):
+            fsck.check(store)
+        patch.setattr(Ioctx, "list_objects", lambda _io: iter(()))
+        assert fsck.check(store) == []
+    assert fsck.check(store) == []
+
+
 def test_a_missing_block_is_named_by_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     processes = Processes(1)
     processes.patched(monkeypatch)

@@ -48,7 +48,7 @@ RESUME_TIMEOUT = 10.0
 
 #: Before a snapshot holds requests, it flushes and brings the new map up to date until that takes as short as this, in
 #: seconds; at most so often.
-SHORT_ROUND = 0.03
+SHORT_ROUND = 0.06
 ROUNDS = 8
 
 

@@ -25,6 +25,7 @@ from extstorage.maps import CONTENT, DIGEST, Source, VolumeMap
 from extstorage.marks import blocks_of_layers
 from extstorage.names import check_name
 from extstorage.pages import mask_of
+from extstorage.progress import Progress, untold
 from extstorage.repairs import Repairs, epochs_of, heads_of, unreadable
 from extstorage.scans import Scan
 from extstorage.store import Store
@@ -51,7 +52,7 @@ class Finding(NamedTuple):
     damage: bool = True
 
 
-def check(store: Store, name: str = "", *, repair: bool = False, progress: gc.Progress = gc.untold) -> list[Finding]:
+def check(store: Store, name: str = "", *, repair: bool = False, progress: Progress = untold) -> list[Finding]:
     """Check one name, or all. Raises NoSuchVolumeError, and BusyError while a collection runs."""
     if name and not store.exists(name):
         raise NoSuchVolumeError(what="volume, snapshot or image", name=name, store=store.title)
@@ -143,7 +144,7 @@ class _ChangedError(Exception):
 
 
 class _Check:
-    def __init__(self, store: Store, repair: bool, progress: gc.Progress) -> None:
+    def __init__(self, store: Store, repair: bool, progress: Progress) -> None:
         self._store = store
         self._repair = repair
         self._repairs = Repairs(store)

@@ -17,13 +17,14 @@ Nothing is remembered between runs: one that was killed is simply followed by an
 from __future__ import annotations
 
 import time
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from extstorage.bitmaps import lookup
 from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.maps import Source
 from extstorage.marks import Marks
 from extstorage.names import MEBIBYTE, PAGE
+from extstorage.progress import Progress, untold
 from extstorage.store import Store
 from ganeti_plugin.log import info
 
@@ -39,16 +40,6 @@ _MOST_SUSPECTS = 100_000
 
 #: Content blocks after which somebody is told that it goes on.
 TELLING = 4096
-
-
-class Progress(Protocol):
-    """Who is told how far long work is: per cents, and what else can be said."""
-
-    def __call__(self, percent: int, detail: str = "") -> None: ...
-
-
-def untold(percent: int, detail: str = "") -> None:
-    """Nobody is told."""
 
 
 class Report(NamedTuple):

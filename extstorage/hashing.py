@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from extstorage import catalog, intake, maps
 from extstorage.content import Block, Take, root_of, root_of_map
-from extstorage.intake import Progress
 from extstorage.maps import VolumeMap
 from extstorage.names import BLOCK, check_name
+from extstorage.progress import Progress
 from extstorage.store import Store
 from extstorage.volume import Volume
 from ganeti_plugin.errors import InputError

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 from extstorage import apply, catalog, intake, maps, streams
 from extstorage.errors import AlreadyThereError
-from extstorage.intake import Progress
 from extstorage.names import check_name, new_id
+from extstorage.progress import Progress
 from extstorage.servers import Site
 from extstorage.sources import DiskSource
 from extstorage.space import check_room

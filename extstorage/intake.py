@@ -17,7 +17,7 @@ import contextlib
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isqrt
 
 from extstorage import catalog, maps
@@ -25,7 +25,8 @@ from extstorage.content import Named, Pipeline
 from extstorage.errors import AlreadyThereError, BadSizeError, BrokenError, FullStoreError, NoSuchVolumeError
 from extstorage.identity import myself
 from extstorage.maps import DIGEST, VolumeMap
-from extstorage.names import BLOCK, LARGEST, blocks_of, check_size, new_id
+from extstorage.names import BLOCK, LARGEST, MEBIBYTE, blocks_of, check_size, new_id
+from extstorage.progress import Progress
 from extstorage.sources import DiskSource
 from extstorage.store import Info, Store
 from ganeti_plugin.errors import Error, InputError
@@ -42,9 +43,6 @@ AHEAD = 8
 
 #: Bytes after which a resumed intake need not begin again, up to 32 GiB; see `_is_due` for what comes after.
 CHECKPOINT = 2 << 30
-
-#: Called with per cents.
-Progress = Callable[[int], None]
 
 Digests = Sequence[bytes | None]
 
@@ -188,6 +186,8 @@ class _Intake:
                 self._done = named.number + 1
                 if source.size:
                     progress(min(99, self._done * 100 // blocks_of(source.size)))
+                else:
+                    progress(None, f" so far: {self._done * BLOCK // MEBIBYTE} MiB")
                 if self._is_due():
                     self._keep()
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from extstorage.content import NOTHING, Pipeline, length_of, root_of
 from extstorage.errors import BrokenError, NoSuchVolumeError
-from extstorage.intake import Progress
 from extstorage.maps import Source, VolumeMap
 from extstorage.names import BLOCK, check_name
+from extstorage.progress import Progress
 from extstorage.references import Reference
 from extstorage.store import Store
 from ganeti_plugin.errors import InputError, StateError

@@ -19,9 +19,9 @@ from typing import NamedTuple
 from extstorage import apply, catalog, gallery, hashing, intake
 from extstorage.catalog import Item
 from extstorage.errors import AlreadyThereError, HeldError
-from extstorage.intake import Progress
 from extstorage.names import PUBLICATION, check_name
 from extstorage.plan import AttachPlan, CreatePlan, Device, SnapshotPlan
+from extstorage.progress import Progress
 from extstorage.servers import Site
 from extstorage.store import Info
 from ganeti_plugin.errors import CommandError, InputError, StateError

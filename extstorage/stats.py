@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from extstorage import catalog
 from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.marks import Marks
+from extstorage.progress import Progress, untold
 from extstorage.store import Store
-
-Progress = Callable[[int], None]
 
 
 class Stats(NamedTuple):
@@ -32,7 +31,7 @@ class Stats(NamedTuple):
     shared: float
 
 
-def of_store(store: Store, progress: Progress = lambda _percent: None) -> Stats:
+def of_store(store: Store, progress: Progress = untold) -> Stats:
     """Look at every map, and ask for the size of everything that is stored."""
     kinds = dict.fromkeys(catalog.KINDS, 0)
     broken = logical = named = 0

@@ -80,11 +80,13 @@ class Meter:
         if self._shown >= 0:
             print(file=sys.stderr)
 
-    def __call__(self, percent: int, detail: str = "") -> None:
+    def __call__(self, percent: int | None, detail: str = "") -> None:
         if not self._on_terminal:
             return
         is_news = detail != self._detail and time.monotonic() >= self._when + _OFTEN
-        if percent > self._shown or is_news:
-            self._shown, self._detail, self._when = max(percent, self._shown), detail, time.monotonic()
-            text = f"{self._name}: {self._shown:3d} % {self._done}{detail}"
+        known = percent or 0
+        if known > self._shown or is_news:
+            self._shown, self._detail, self._when = max(known, self._shown), detail, time.monotonic()
+            share = "" if percent is None else f"{self._shown:3d} % "
+            text = f"{self._name}: {share}{self._done}{detail}"
             print(f"\r{text[: shutil.get_terminal_size().columns - 1]}\033[K", end="", file=sys.stderr, flush=True)

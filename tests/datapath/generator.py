@@ -21,6 +21,7 @@ from extstorage.errors import HeldError, NotOpenError, ReadOnlyError
 from extstorage.hashing import PREFIX, hash_snapshot
 from extstorage.intake import recent
 from extstorage.names import BLOCK, PAGE, SECTOR
+from extstorage.progress import untold
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.checks import no_damage, polling, read, refuses, settle, verify, writing
@@ -333,7 +334,7 @@ class Generator:
         if self.snapshots:
             name = self.random.choice(sorted(self.snapshots))
             self._note(f"hash {name}")
-            hash_snapshot(self.store, name, lambda _percent: None)
+            hash_snapshot(self.store, name, untold)
 
     def remove_snapshot(self, disk: Disk) -> None:
         if self.snapshots:

@@ -21,6 +21,7 @@ from extstorage.hashing import hash_snapshot
 from extstorage.images import import_from
 from extstorage.names import BLOCK, PAGE
 from extstorage.pithos_export import NotHashedError
+from extstorage.progress import untold
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from ganeti_plugin.errors import Error
@@ -257,7 +258,7 @@ class Tenant:
             name = self.chance.choice(sorted(table))
             self._note(f"hash {name}", {name: [table[name]]} if name in self.snapshots else {})
             with contextlib.suppress(NoSuchVolumeError):
-                hash_snapshot(self.store, name, lambda _percent: None)
+                hash_snapshot(self.store, name, untold)
 
     def snapshot_and_hash(self) -> None:
         if not self.volumes:
@@ -273,7 +274,7 @@ class Tenant:
             source, name = Images(self.chance), self._new()
         self._note(f"import {name}", {name: [source.blocks_of, None]})
         self._unfinished.append((name, source))
-        import_from(self.store, name, source, {}, lambda _percent: None)
+        import_from(self.store, name, source, {}, untold)
         self._unfinished.remove((name, source))
         self.snapshots[name] = self.common[name] = list(source.blocks_of)
 
@@ -283,7 +284,7 @@ class Tenant:
             name = self.chance.choice(sorted(self.common))
             self._note(f"export {name}", {})
             with contextlib.suppress(NotHashedError, NoSuchVolumeError):
-                pithos_export.export(self.store, name, self.directory / self._new(), lambda _percent: None)
+                pithos_export.export(self.store, name, self.directory / self._new(), untold)
 
     def scrub(self) -> None:
         self._note("scrub", {})

@@ -17,6 +17,7 @@ from extstorage.images import import_from
 from extstorage.maps import VolumeMap
 from extstorage.names import BLOCK
 from extstorage.pithos import Pithos
+from extstorage.progress import untold
 from extstorage.rados_pool import Change, Client
 from extstorage.rados_store import RadosStore
 from extstorage.references import Reference
@@ -47,13 +48,9 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def nothing(_percent: int) -> None:
-    """Nobody watches."""
-
-
 def take(store: RadosStore, name: str, path: Path) -> None:
     with sources.opened(path, "raw") as source:
-        import_from(store, name, source, {}, nothing)
+        import_from(store, name, source, {}, untold)
 
 
 def contents(store: RadosStore, name: str) -> bytes:
@@ -78,7 +75,7 @@ def test_import_hash_and_scrub(rados_store: RadosStore, disk: Path, tmp_path: Pa
     session.write(memoryview(data), 0)
     session.snapshot("snap", Info(created=0.0, origin="vol"))
     session.shutdown()
-    assert hash_snapshot(store, "snap", nothing) == root_of_map(store.read_map("image"))
+    assert hash_snapshot(store, "snap", untold) == root_of_map(store.read_map("image"))
     assert dict(store.contents()).keys() == before.keys()
     catalog.remove(store, "vol")
     gc.collect(store)

@@ -23,6 +23,7 @@ from extstorage import fetch, streams
 from extstorage.confined import confined
 from extstorage.images import import_from
 from extstorage.names import BLOCK
+from extstorage.progress import untold
 from extstorage.session import Session
 from extstorage.streams import Given, Terms
 from ganeti_plugin.errors import Error, InputError, StateError
@@ -64,7 +65,7 @@ def taken(given: Given, terms: Terms = TERMS) -> bytes:
     store = MemoryStore()
     try:
         with streams.opened(given, terms) as source:
-            import_from(store, "image", source, {}, lambda _percent: None)
+            import_from(store, "image", source, {}, untold)
     except BaseException:
         assert not store.exists("image")
         raise

@@ -14,6 +14,7 @@ from extstorage.errors import AlreadyThereError, BadNameError, HeldError, NoSuch
 from extstorage.files_store import create_store
 from extstorage.hashing import NotHashableError, Unhashed, hash_snapshot
 from extstorage.names import BLOCK, PAGE, SECTOR
+from extstorage.progress import untold
 from extstorage.session import Session
 from extstorage.store import Info, Store
 from extstorage.volume import Volume
@@ -34,10 +35,6 @@ def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "BATCH", 2)
     monkeypatch.setattr(intake, "AHEAD", 1)
     monkeypatch.setattr(intake, "CHECKPOINT", 2 * BLOCK)
-
-
-def nothing(_percent: int) -> None:
-    """Nobody watches."""
 
 
 def write(session: Session, chance: random.Random, blocks: range) -> None:
@@ -80,19 +77,19 @@ def test_hashed_snapshots_read_as_before(history: Store) -> None:
     before = {name: contents(history, name) for name in history.names()}
     owner = history.read_heads("snap1").owner
     for name in ("snap1", "snap2", "snap0"):
-        root = hash_snapshot(history, name, nothing)
+        root = hash_snapshot(history, name, untold)
         assert root == name_of(before[name]) == root_of_map(history.read_map(name))
         new = history.read_map(name)
         assert (new.read_only, new.sources, new.size, new.owner) == (True, (), SIZE, owner)
         assert new.depth(5) == new.depth(8) == 0
-        assert hash_snapshot(history, name, nothing) == root
+        assert hash_snapshot(history, name, untold) == root
     assert {name: contents(history, name) for name in history.names()} == before
     named = {layer.owner for n in range(3) for i in range(10) for layer in history.read_map(f"snap{n}").layers(i)}
     assert {digest for digest, _ in history.contents()} == named
 
 
 def test_a_clone_of_a_hashed_snapshot_is_written_and_hashed_again(history: Store) -> None:
-    hash_snapshot(history, "snap2", nothing)
+    hash_snapshot(history, "snap2", untold)
     catalog.create_volume(history, "second", SIZE, origin="snap2")
     session = Session(history, "second")
     session.open(True)
@@ -102,7 +99,7 @@ def test_a_clone_of_a_hashed_snapshot_is_written_and_hashed_again(history: Store
     data = contents(history, "snap3")
     before = {digest for digest, _ in history.contents()}
     assert [block.number for block in _unhashed(history, "snap3")] == [3]
-    assert hash_snapshot(history, "snap3", nothing) == name_of(data)
+    assert hash_snapshot(history, "snap3", untold) == name_of(data)
     assert contents(history, "snap3") == data
     assert len({digest for digest, _ in history.contents()} - before) == 1
 
@@ -129,12 +126,12 @@ def test_hashing_goes_on_after_a_death(history: Store, monkeypatch: pytest.Monke
     monkeypatch.setattr(Volume, "readinto", dying)
     dies_at = 9
     with pytest.raises(Death):
-        hash_snapshot(history, "snap2", nothing)
+        hash_snapshot(history, "snap2", untold)
     assert read == [0, 1, 2, 3, 4, 5, 6, 9]
     assert {"hash-snap2", "hash.snap2"} <= {*history.names()}
     read.clear()
     dies_at = 100
-    hash_snapshot(history, "snap2", nothing)
+    hash_snapshot(history, "snap2", untold)
     assert 0 < read[0] <= 6
     assert read[-1] == 9
     assert not {"hash-snap2", "hash.snap2"} & {*history.names()}
@@ -149,9 +146,9 @@ def test_what_was_hashed_when_death_came_is_tidied(history: Store, monkeypatch: 
     with monkeypatch.context() as patch:
         patch.setattr(history, "remove", dying)
         with pytest.raises(Death):
-            hash_snapshot(history, "snap2", nothing)
+            hash_snapshot(history, "snap2", untold)
     assert {"hash-snap2", "hash.snap2"} <= {*history.names()}
-    root = hash_snapshot(history, "snap2", nothing)
+    root = hash_snapshot(history, "snap2", untold)
     assert root == name_of(contents(history, "snap2"))
     assert not {"hash-snap2", "hash.snap2"} & {*history.names()}
 
@@ -168,7 +165,7 @@ def test_what_can_not_be_hashed(history: Store) -> None:
     )
     for name, error in cases:
         with pytest.raises(error):
-            hash_snapshot(history, name, nothing)
+            hash_snapshot(history, name, untold)
     attached.shutdown()
     assert list(history.contents()) == []
     assert history.names() == ["clone", "hash-snap0", "snap0", "snap1", "snap2", "vol"]

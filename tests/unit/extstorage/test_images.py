@@ -22,6 +22,7 @@ from extstorage.files_store import FilesStore, create_store
 from extstorage.images import import_from
 from extstorage.maps import DIGEST, VolumeMap
 from extstorage.names import BLOCK, PAGE, SECTOR
+from extstorage.progress import untold
 from extstorage.session import Session
 from extstorage.sources import UnusableFileError
 from extstorage.store import Info, Store
@@ -56,13 +57,9 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
-def nothing(_percent: int) -> None:
-    """Nobody watches."""
-
-
 def take(store: Store, name: str, path: Path) -> None:
     with sources.opened(path, "raw") as source:
-        import_from(store, name, source, {"OSFAMILY": "linux"}, nothing)
+        import_from(store, name, source, {"OSFAMILY": "linux"}, untold)
 
 
 def contents(store: Store, name: str) -> bytes:
@@ -78,8 +75,13 @@ def digests(store: Store) -> set[bytes]:
 
 def test_an_image_reads_as_its_file(store: Store, disk: Path) -> None:
     said: list[int] = []
+
+    def tell(percent: int | None, detail: str = "") -> None:
+        assert percent is not None
+        said.append(percent)
+
     with sources.opened(disk, "raw") as source:
-        import_from(store, "image", source, {"OSFAMILY": "linux"}, said.append)
+        import_from(store, "image", source, {"OSFAMILY": "linux"}, tell)
     assert said == sorted(said)
     assert said[-1] == 100
     assert contents(store, "image") == disk.read_bytes()
@@ -146,7 +148,7 @@ def test_an_interrupted_import_goes_on(store: Store, disk: Path) -> None:
         with sources.opened(disk, "raw") as source:
             mortal = Mortal(source, dies_at)
             with pytest.raises(Death):
-                import_from(store, "image", mortal, {}, nothing)
+                import_from(store, "image", mortal, {}, untold)
         read.append(mortal.read)
         assert [(item.name, item.kind) for item in catalog.items(store)] == PENDING
         assert not [finding for finding in fsck.check(store) if finding.damage]
@@ -161,7 +163,7 @@ def test_an_interrupted_import_goes_on(store: Store, disk: Path) -> None:
 def test_what_was_removed_meanwhile_is_stored_again(store: Store, disk: Path) -> None:
     """Such as a block that was found to be damaged."""
     with sources.opened(disk, "raw") as source, pytest.raises(Death):
-        import_from(store, "image", Mortal(source, 20), {}, nothing)
+        import_from(store, "image", Mortal(source, 20), {}, untold)
     done = int(store.read_info("import-image").properties["done"])
     layers = [store.read_map("import-image").layers(number) for number in range(done)]
     (digest, *_) = next(found for found in reversed(layers) if found)[0]
@@ -173,7 +175,7 @@ def test_what_was_removed_meanwhile_is_stored_again(store: Store, disk: Path) ->
 def test_a_pending_map_that_is_older_than_its_facts_is_not_believed(store: Store, disk: Path) -> None:
     """As a repair puts it back: it lacks blocks, which are no holes."""
     with sources.opened(disk, "raw") as source, pytest.raises(Death):
-        import_from(store, "image", Mortal(source, 20), {}, nothing)
+        import_from(store, "image", Mortal(source, 20), {}, untold)
     late = store.read_map("import-image")
     store.write_map("import-image", maps.cut(late, 6)._replace(epoch=late.epoch - 1))
     take(store, "image", disk)
@@ -186,18 +188,18 @@ def test_what_an_unverified_stream_brought_is_not_believed(store: Store, disk: P
     evil = disk.with_name("evil.raw")
     evil.write_bytes(b"evil" + disk.read_bytes()[4:])
     with streams.opened(Given(str(evil), sha256=wanted), Terms(1 << 40)) as source, pytest.raises(Death):
-        import_from(store, "image", Mortal(source, 14), {}, nothing)
+        import_from(store, "image", Mortal(source, 14), {}, untold)
     assert "import-image" in store.names()
     with streams.opened(Given(str(disk), sha256=wanted), Terms(1 << 40)) as source:
-        import_from(store, "image", source, {}, nothing)
+        import_from(store, "image", source, {}, untold)
     assert contents(store, "image") == disk.read_bytes()
 
 
 def test_an_import_that_is_broken_off_keeps_what_it_has(store: Store, disk: Path) -> None:
     """By Ctrl-C: nothing without a name is left, and the next one goes on where it ended."""
-    read: list[int] = []
+    read: list[int | None] = []
 
-    def break_off(percent: int) -> None:
+    def break_off(percent: int | None, detail: str = "") -> None:
         read.append(percent)
         if len(read) == 7:
             raise KeyboardInterrupt
@@ -212,14 +214,14 @@ def test_an_import_that_is_broken_off_keeps_what_it_has(store: Store, disk: Path
         assert not list((Path(store.title) / "content" / "new").iterdir())
     with sources.opened(disk, "raw") as source:
         mortal = Mortal(source, 99)
-        import_from(store, "image", mortal, {}, nothing)
+        import_from(store, "image", mortal, {}, untold)
     assert mortal.read[0] >= done
     assert contents(store, "image") == disk.read_bytes()
 
 
 def test_another_source_begins_anew(store: Store, disk: Path) -> None:
     with sources.opened(disk, "raw") as source, pytest.raises(Death):
-        import_from(store, "image", Mortal(source, 14), {}, nothing)
+        import_from(store, "image", Mortal(source, 14), {}, untold)
     with disk.open("r+b") as stream:
         stream.write(b"changed")
     take(store, "image", disk)
@@ -231,10 +233,10 @@ def test_a_file_that_changes_is_refused(store: Store, disk: Path) -> None:
     with sources.opened(disk, "raw") as source:
         os.utime(disk, ns=(1, 1))
         with pytest.raises(UnusableFileError, match="changed while it was read"):
-            import_from(store, "image", source, {}, nothing)
+            import_from(store, "image", source, {}, untold)
         os.truncate(disk, 10 * BLOCK)
         with pytest.raises(UnusableFileError, match="shorter|changed"):
-            import_from(store, "image", source, {}, nothing)
+            import_from(store, "image", source, {}, untold)
     assert store.names() == []
 
 
@@ -317,7 +319,7 @@ def test_the_map_is_not_written_anew_for_each_batch(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(intake, "CHECKPOINT", 32 * BLOCK)
     for count in (1 << 10, 1 << 12):
         store = Counted()
-        import_from(store, "image", Short(count), {}, nothing)
+        import_from(store, "image", Short(count), {}, untold)
         assert len(store.contents()) == count
         assert store.written < 20 * count**1.5
 
@@ -347,7 +349,14 @@ class Stream:
 
 
 def test_a_stream_tells_its_length_by_ending(store: Store) -> None:
-    import_from(store, "image", Stream(12, 11 * BLOCK + SECTOR), {}, nothing)
+    told: list[tuple[int | None, str]] = []
+
+    def tell(percent: int | None, detail: str = "") -> None:
+        told.append((percent, detail))
+
+    import_from(store, "image", Stream(12, 11 * BLOCK + SECTOR), {}, tell)
+    assert told[0] == (None, " so far: 4 MiB")
+    assert told[-1] == (100, "")
     data = contents(store, "image")
     assert len(data) == 11 * BLOCK + SECTOR
     assert [int.from_bytes(data[at : at + 8], "big") for at in range(0, len(data), BLOCK)] == list(range(12))
@@ -356,7 +365,7 @@ def test_a_stream_tells_its_length_by_ending(store: Store) -> None:
 @pytest.mark.parametrize(("size", "error"), [(3 * SECTOR, ImageRefusedError), (1000, BadSizeError), (0, BadSizeError)])
 def test_a_stream_that_is_refused_leaves_nothing(store: Store, size: int, error: type[Exception]) -> None:
     with pytest.raises(error):
-        import_from(store, "image", Stream(-(-size // BLOCK), size), {}, nothing)
+        import_from(store, "image", Stream(-(-size // BLOCK), size), {}, untold)
     assert store.names() == []
 
 
@@ -387,7 +396,7 @@ def test_two_imports_of_one_name(store: Store, disk: Path) -> None:
                 take(store, "image", disk)
 
     with sources.opened(disk, "raw") as source:
-        import_from(store, "image", Meanwhile(source, 100), {}, nothing)
+        import_from(store, "image", Meanwhile(source, 100), {}, untold)
     assert store.names() == ["image"]
 
 
@@ -397,7 +406,7 @@ def test_an_image_that_appears_meanwhile_is_not_replaced(store: Store, disk: Pat
             catalog.create_volume(store, "image", BLOCK)
 
     with sources.opened(disk, "raw") as source, pytest.raises(AlreadyThereError):
-        import_from(store, "image", Meanwhile(source, 100), {}, nothing)
+        import_from(store, "image", Meanwhile(source, 100), {}, untold)
     assert [item.kind for item in catalog.items(store)] == ["volume"]
 
 
@@ -455,7 +464,7 @@ def test_imports_while_collections_run(store: Store, tmp_path: Path, seeds: list
                 name = f"image{chance.randrange(3)}"
                 catalog.remove(store, name)
                 with sources.opened(path, "raw") as source, contextlib.suppress(Death):
-                    import_from(store, name, Mortal(source, chance.choice((3, 100))), {}, nothing)
+                    import_from(store, name, Mortal(source, chance.choice((3, 100))), {}, untold)
                 for image in catalog.items(store, "image"):
                     digests_of = store.read_map(image.name).digests
                     assert {digests_of[at : at + 32] for at in range(0, len(digests_of), 32)} <= digests(store), seed
@@ -485,6 +494,6 @@ def test_the_names_of_intakes_come_and_go_under_the_lock_of_the_store(disk: Path
     with pytest.raises(AlreadyThereError):
         take(store, "image", disk)
     with sources.opened(disk, "raw") as source, pytest.raises(Death):
-        import_from(store, "broken", Mortal(source, 3), {}, nothing)
+        import_from(store, "broken", Mortal(source, 3), {}, untold)
     intake.clear(store, "import-broken")
     assert store.names() == ["image"]

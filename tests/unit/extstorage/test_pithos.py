@@ -28,6 +28,7 @@ from extstorage.names import BLOCK, LARGEST, PAGE
 from extstorage.pithos import MapRefusedError, NoPithosError, NoSuchMapError, Pithos, parse
 from extstorage.pithos_export import ExportError, NotHashedError, export
 from extstorage.plan import CreatePlan
+from extstorage.progress import untold
 from extstorage.references import BadReferenceError, Reference, reference
 from extstorage.servers import Site
 from extstorage.session import Session
@@ -94,7 +95,7 @@ def test_a_file_is_cloned_and_no_byte_copied(store: Store, tmp_path: Path, kind:
     changed = data[:10] + b"mine" + data[14:]
     assert contents(store, "snap", len(data)) == changed
     # Only what was written is ours, even when it is hashed.
-    hash_snapshot(store, "snap", lambda _percent: None)
+    hash_snapshot(store, "snap", untold)
     assert [digest.hex() for digest, _ in store.contents()] == [hash_of_block(changed[:BLOCK])]
     gc.collect(store)
     assert contents(store, "snap", len(data)) == changed
@@ -263,13 +264,18 @@ def test_an_export_is_a_file_of_pithos(store: Store, tmp_path: Path) -> None:
     session.shutdown()
     there = tmp_path / "there"
     with pytest.raises(NotHashedError):
-        export(store, "snap", there, lambda _percent: None)
+        export(store, "snap", there, untold)
     with pytest.raises(NoSuchVolumeError):
-        export(store, "vol", there, lambda _percent: None)
+        export(store, "vol", there, untold)
     assert not there.exists()
-    root = hash_snapshot(store, "snap", lambda _percent: None)
+    root = hash_snapshot(store, "snap", untold)
     said: list[int] = []
-    made = export(store, "snap", there, said.append)
+
+    def tell(percent: int | None, detail: str = "") -> None:
+        assert percent is not None
+        said.append(percent)
+
+    made = export(store, "snap", there, tell)
     assert said[-1] == 100
     # What somebody else would have written, byte by byte, but for zeros at the end of blocks.
     files = PithosFiles(tmp_path / "other")
@@ -285,7 +291,7 @@ def test_an_export_is_a_file_of_pithos(store: Store, tmp_path: Path) -> None:
     assert found(there) == found(files.directory)
     # It can be cloned elsewhere, and exporting again changes nothing.
     before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
-    assert export(store, "snap", there, said.append) == made
+    assert export(store, "snap", there, tell) == made
     assert {path: path.stat().st_mtime_ns for path in there.rglob("*")} == before
     pithos = Pithos({"one": f"nfs:{there}"})
     other = MemoryStore()
@@ -306,7 +312,7 @@ def test_a_damaged_block_is_not_exported(tmp_path: Path) -> None:
         stream.write(b"flipped")
     there = tmp_path / "there"
     with pytest.raises(BrokenError, match="its name says"):
-        export(store, "image", there, lambda _percent: None)
+        export(store, "image", there, untold)
     assert not [path for path in there.rglob("*") if path.is_file()]
 
 
@@ -319,10 +325,10 @@ def test_an_export_that_was_interrupted_goes_on(store: Store, tmp_path: Path, mo
     there.mkdir()
     (there / "maps").write_text("in the way")
     with pytest.raises(ExportError, match="can't be written"):
-        export(store, "snap", there, lambda _percent: None)
+        export(store, "snap", there, untold)
     assert [path for path in there.rglob("*") if path.name.startswith(".")] == []
     (there / "maps").unlink()
-    assert export(store, "snap", there, lambda _percent: None) == wanted
+    assert export(store, "snap", there, untold) == wanted
 
 
 @pytest.mark.parametrize(

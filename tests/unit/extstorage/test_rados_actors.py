@@ -28,6 +28,7 @@ from extstorage.errors import UnreachableStoreError
 from extstorage.images import import_from
 from extstorage.maps import Source
 from extstorage.names import BLOCK, PAGE
+from extstorage.progress import untold
 from extstorage.rados_errors import ChangedObjectError
 from extstorage.rados_store import RadosStore
 from extstorage.session import Session
@@ -122,7 +123,7 @@ def heal(store: Store) -> None:
     scrub.scrub(store, lambda _done, _all: None, repair=True)
     source = Images(Random(0))
     source.blocks_of = [bytes([kind]) * PAGE for kind in KINDS]
-    import_from(store, "healer", source, {}, lambda _percent: None)
+    import_from(store, "healer", source, {}, untold)
     assert not scrub.scrub(store, lambda _done, _all: None).damage
 
 

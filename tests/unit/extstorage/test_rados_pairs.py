@@ -23,6 +23,7 @@ from extstorage.errors import HeldError
 from extstorage.hashing import hash_snapshot
 from extstorage.images import import_from
 from extstorage.names import BLOCK, PAGE
+from extstorage.progress import untold
 from extstorage.rados_store import RadosStore
 from extstorage.session import Session
 from extstorage.store import Info, Store
@@ -48,7 +49,7 @@ ONE, OLD, NEW, VOL, SNAP = blocks(1, 2, 3), blocks(4, 4, 4), blocks(4, 1, 5), bl
 def take_in(store: Store, name: str, content: Blocks) -> None:
     source = Images(Random(0))
     source.blocks_of = content
-    import_from(store, name, source, {}, lambda _percent: None)
+    import_from(store, name, source, {}, untold)
 
 
 def collect(store: Store, _directory: Path) -> Effect:
@@ -78,7 +79,7 @@ def remove_volume(store: Store, _directory: Path) -> Effect:
 
 
 def hash_it(store: Store, _directory: Path) -> Effect:
-    hash_snapshot(store, "snap", lambda _percent: None)
+    hash_snapshot(store, "snap", untold)
     return {}
 
 
@@ -88,7 +89,7 @@ def repair(store: Store, _directory: Path) -> Effect:
 
 
 def export(store: Store, directory: Path) -> Effect:
-    pithos_export.export(store, "one", directory, lambda _percent: None)
+    pithos_export.export(store, "one", directory, untold)
     return {}
 
 

@@ -148,9 +148,9 @@ def test_a_single_map_of_many_content_blocks_shows_progress(monkeypatch: pytest.
     for digest in digests[:20]:
         store.put_content(digest, memoryview(b"x"))
     store.create("image", maps.from_digests(40 * BLOCK, bytes(16), digests), Info(created=1.0, image=True))
-    told: list[tuple[int, str]] = []
+    told: list[tuple[int | None, str]] = []
 
-    def tell(percent: int, detail: str = "") -> None:
+    def tell(percent: int | None, detail: str = "") -> None:
         told.append((percent, detail))
 
     assert len(fsck.check(store, "image", progress=tell)) == 1

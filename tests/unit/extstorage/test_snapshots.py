@@ -23,6 +23,7 @@ from extstorage.freezing import Freezing
 from extstorage.hashing import hash_snapshot
 from extstorage.maps import DEPTH, VolumeMap
 from extstorage.names import BLOCK, PAGE
+from extstorage.progress import untold
 from extstorage.run_pages import RunPages
 from extstorage.session import Session
 from extstorage.store import Info, Store, VolumeLock
@@ -233,7 +234,7 @@ def test_a_snapshot_is_read_as_it_is_once_nobody_can_change_it(store: Store, mon
         lambda: gc.collect(store),
         lambda: catalog.remove(store, "vol"),
         lambda: catalog.remove(store, "other"),
-        lambda: hash_snapshot(store, "snap", lambda _percent: None),
+        lambda: hash_snapshot(store, "snap", untold),
     ]
 
     def later(name: str, *, shared: bool = False, patience: float = 0.0) -> VolumeLock:

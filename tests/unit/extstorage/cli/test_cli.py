@@ -119,3 +119,10 @@ def test_progress_is_for_terminals(capsys: pytest.CaptureFixture[str], monkeypat
     with output.Meter("web", "copied") as meter:
         meter(50, ", 1 MiB/s")
     assert capsys.readouterr().err == "\rweb:  50 % c\033[K\n"
+    monkeypatch.delenv("COLUMNS")
+    with output.Meter("web", "copied") as meter:
+        meter(None, " so far: 4 MiB")
+        meter(None, " so far: 8 MiB")
+        meter(99)
+    so_far = "\rweb: copied so far: 4 MiB\033[K\rweb: copied so far: 8 MiB\033[K"
+    assert capsys.readouterr().err == f"{so_far}\rweb:  99 % copied\033[K\n"

@@ -77,15 +77,24 @@ class Session:
         found = store.read_map(name)
         if found.read_only:
             self._lock = store.lock_volume(name, shared=True)
-            if store.map_version(name) != self._seen:
+        try:
+            self._begin(found)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.release()
+            raise
+
+    def _begin(self, found: VolumeMap) -> None:
+        if self._lock is not None:
+            if self._store.map_version(self._name) != self._seen:
                 # It was hashed in between: what it named before may be collected now.
-                found = store.read_map(name)
+                found = self._store.read_map(self._name)
             if not found.read_only:
                 # Now a volume has the name, and nobody writes one with a shared lock.
                 self._lock.release()
                 self._lock = None
         self.mode = Mode.SNAPSHOT if found.read_only else Mode.ATTACHED
-        self._volume = Volume(store, found, cached=found.read_only)
+        self._volume = Volume(self._store, found, cached=found.read_only)
 
     @property
     def size(self) -> int:

@@ -23,7 +23,7 @@ if find_spec("rados") is None:
     # The program can be imported where python3-rados is missing, which these tests don't need.
     sys.modules["rados"] = fake_rados
 
-from extstorage import catalog, fsck, gc, maps, scrub
+from extstorage import catalog, fsck, gc, maps, scrub, session
 from extstorage.errors import UnreachableStoreError
 from extstorage.images import import_from
 from extstorage.maps import Source
@@ -487,3 +487,20 @@ def _put_and_collect(seed: int, patch: pytest.MonkeyPatch) -> None:
     clock[0] += 25 * 3600
     gc.collect(store)
     assert not any(thing.table for key, (thing, _) in cluster.things.items() if key.startswith("contents."))
+
+
+def test_the_lock_of_a_snapshot_is_not_kept_when_it_can_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    processes = Processes(1)
+    processes.patched(monkeypatch)
+    store = processes.open()
+    catalog.create_volume(store, "vol", BLOCK)
+    Session(store, "vol").snapshot("snap", Info(created=0.0))
+
+    def unreadable(*_arguments: object, **_more: object) -> None:
+        raise Error(errno.EIO)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "Volume", unreadable)
+        with pytest.raises(Error):
+            Session(store, "snap")
+    catalog.remove(processes.open(), "snap")

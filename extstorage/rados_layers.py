@@ -95,7 +95,11 @@ def read_pages(objects: Objects, key: str) -> tuple[int, int] | None:
 
 
 class RadosLayer:
-    """What one owner wrote in one epoch. `entries`, the index, is there for the one who writes."""
+    """What one owner wrote in one epoch.
+
+    `entries`, the index, is there for the one who writes; who has the volume gets it by `present`. With it, a block
+    that was seen and is lost is damage; without it, nobody knows whether there was one.
+    """
 
     def __init__(self, objects: Objects, source: Source, entries: bytes = b"") -> None:
         self._objects = objects
@@ -130,7 +134,11 @@ class RadosLayer:
             return self._load(index)
 
     def _load(self, index: int) -> int:
-        owned, zeros = read_pages(self._objects, self._key(index)) or (0, 0)
+        key = self._key(index)
+        found = read_pages(self._objects, key)
+        if found is None and self._indexed[index : index + 1] in (_SEEN, _MADE):
+            raise BrokenError(path=key, reason="the object is missing")
+        owned, zeros = found or (0, 0)
         self._know(index, owned, zeros)
         return owned
 
@@ -149,16 +157,14 @@ class RadosLayer:
         """
         entries = self._entries()
         found: dict[int, int | None] = dict.fromkeys(indexes_of(bits_of(entries, _SEEN[0])))
-        if _POSSIBLE not in entries:
-            return found
         settled = bytearray(entries)
         for index, pages in self._possible(entries):
             if pages is not None:
                 found[index] = pages
             settled[index] = _NONE[0] if pages is None else _SEEN[0]
-        self._objects.apply(index_key(self._source), Change().write_full(bytes(settled)), force=True)
-        if self._indexed:
-            self._indexed = settled
+        if settled != entries:
+            self._objects.apply(index_key(self._source), Change().write_full(bytes(settled)), force=True)
+        self._indexed = settled
         return found
 
     def blocks(self) -> Iterator[tuple[int, int | None]]:

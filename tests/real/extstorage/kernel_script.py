@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, "/usr/share/snf-ganeti")
 
-from extstorage import apply, nbd_device
+from extstorage import apply, nbd_device, servers
 from extstorage.devices import start_device, stop_device
 from extstorage.errors import NoDeviceError
 from extstorage.plan import AttachPlan, CreatePlan, Device, GrowPlan, SnapshotPlan
@@ -166,6 +166,7 @@ def check_the_death_of_servers_is_not_noticed() -> str:
     kill(server_of(ONE))()
     watcher()
     old = process_of(watcher_of(ONE))
+    assert servers.wait_for(lambda: servers.is_running(SITE, ONE), 60)
     sh("archipelago", "server", "restart", ONE)
     assert process_of(watcher_of(ONE)) not in (0, old)
     assert attach(ONE) == found[ONE]

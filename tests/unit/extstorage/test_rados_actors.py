@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import sys
 import time
 from functools import partial
@@ -24,7 +25,7 @@ if find_spec("rados") is None:
     sys.modules["rados"] = fake_rados
 
 from extstorage import catalog, fsck, gc, maps, scrub, session
-from extstorage.errors import UnreachableStoreError
+from extstorage.errors import BrokenError, UnreachableStoreError
 from extstorage.images import import_from
 from extstorage.maps import Source
 from extstorage.names import BLOCK, PAGE
@@ -359,6 +360,36 @@ def test_a_missing_block_is_named_by_a_check(monkeypatch: pytest.MonkeyPatch) ->
         assert found.damage
     store.put_content(gone, memoryview(DATA))
     assert not fsck.check(store)
+
+
+def test_a_lost_block_of_a_volume_is_no_hole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ceph may have had to give an object up: what is below it is older than what was acknowledged."""
+    processes = Processes(1)
+    processes.patched(monkeypatch)
+    store = processes.open()
+    catalog.create_volume(store, "vol", 3 * BLOCK)
+    writer = Session(store, "vol")
+    for index in range(3):
+        writer.write(memoryview(b"old" * 1000), index * BLOCK)
+    writer.snapshot("snap", Info(created=0.0))
+    for index in range(3):
+        writer.write(memoryview(b"new" * 1000), index * BLOCK)
+    writer.shutdown()
+    looking = Session(processes.open(), "vol")
+    looking.open(True)
+    looking.shutdown()
+    lost = max(key for key in processes.cluster.things if key.startswith("data."))
+    assert lost.endswith("2")
+    processes.cluster.things.pop(lost)
+    reader = Session(processes.open(), "vol")
+    reader.open(True)
+    for _ in range(2):
+        with pytest.raises(BrokenError, match=re.escape(lost)):
+            read(reader, 2 * BLOCK, PAGE)
+        with pytest.raises(BrokenError, match=re.escape(lost)):
+            reader.write(memoryview(b"x" * PAGE), 2 * BLOCK)
+        assert read(reader, BLOCK, 3000) == b"new" * 1000
+        reader.write(memoryview(b"x" * PAGE), PAGE)
 
 
 def test_a_late_change_of_one_who_gave_up_is_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:

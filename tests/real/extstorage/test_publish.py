@@ -151,7 +151,7 @@ def test_sources_that_are_none(volume: str) -> None:
             ("../x", GOLDEN, "the source"),
             (volume, BASE, "already in the store"),
             (volume, "-x", "image name"),
-            (volume, "x" * 70, "longer than"),
+            (volume, "x" * 70, "1 to 53 characters"),
         ):
             done = command("image", "publish", "--", source, name)
             assert done.returncode == 2, done

@@ -137,7 +137,8 @@ def kill_server(volume: str) -> None:
     pid = server_pid(volume)
     assert pid
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: server_pid(volume) != pid)
+    # Until the last of its threads has ended, its sockets still take calls.
+    eventually(lambda: server_pid(volume) != pid and not Path(f"/proc/{pid}").exists())
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:

@@ -177,8 +177,9 @@ class RadosLayer:
 
     def _possible(self, entries: bytes) -> Iterator[tuple[int, int | None]]:
         """The blocks that may be there, with the pages that they own; None for one that is not there."""
-        possible = list(indexes_of(bits_of(entries, _POSSIBLE[0])))
-        return zip(possible, self._objects.parallel(self._look, possible), strict=True)
+        if _POSSIBLE in entries:  # else there is nothing to start threads for, when a volume is opened
+            possible = list(indexes_of(bits_of(entries, _POSSIBLE[0])))
+            yield from zip(possible, self._objects.parallel(self._look, possible), strict=True)
 
     def _look(self, index: int) -> int | None:
         pages = read_pages(self._objects, self._key(index))

@@ -25,7 +25,7 @@ from extstorage.maps import CONTENT, DIGEST, Source, VolumeMap
 from extstorage.marks import blocks_of_layers
 from extstorage.names import check_name
 from extstorage.pages import mask_of
-from extstorage.progress import Progress, untold
+from extstorage.progress import TELLING, Progress, untold
 from extstorage.repairs import Repairs, epochs_of, heads_of, unreadable
 from extstorage.scans import Scan
 from extstorage.store import Store
@@ -186,7 +186,7 @@ class _Check:
     def _tell(self, contents: int) -> None:
         """A single map may name millions of them."""
         before, self._seen = self._seen, self._seen + contents
-        if before // gc.TELLING < self._seen // gc.TELLING:
+        if before // TELLING < self._seen // TELLING:
             self._progress(self._percent, f", {self._seen} content blocks")
 
     def _note(self, name: str, text: str, *, repaired: str = "", damage: bool = True, blocks: int = 0) -> None:

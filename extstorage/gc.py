@@ -24,7 +24,7 @@ from extstorage.errors import BrokenError, NoSuchVolumeError
 from extstorage.maps import Source
 from extstorage.marks import Marks
 from extstorage.names import MEBIBYTE, PAGE
-from extstorage.progress import Progress, untold
+from extstorage.progress import TELLING, Progress, untold
 from extstorage.store import Store
 from ganeti_plugin.log import info
 
@@ -37,9 +37,6 @@ _MOST_ROUNDS = 4
 
 #: Content blocks that may be garbage and are in memory at a time.
 _MOST_SUSPECTS = 100_000
-
-#: Content blocks after which somebody is told that it goes on.
-TELLING = 4096
 
 
 class Report(NamedTuple):

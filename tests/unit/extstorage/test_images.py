@@ -29,6 +29,7 @@ from extstorage.store import Info, Store
 from extstorage.streams import Given, Terms
 from ganeti_plugin.containers import ImageRefusedError
 from tests.datapath.memory_store import MemoryStore
+from tests.unit.extstorage.told import Told
 
 SIZE = 20 * BLOCK + 5 * SECTOR
 
@@ -74,16 +75,11 @@ def digests(store: Store) -> set[bytes]:
 
 
 def test_an_image_reads_as_its_file(store: Store, disk: Path) -> None:
-    said: list[int] = []
-
-    def tell(percent: int | None, detail: str = "") -> None:
-        assert percent is not None
-        said.append(percent)
-
+    told = Told()
     with sources.opened(disk, "raw") as source:
-        import_from(store, "image", source, {"OSFAMILY": "linux"}, tell)
-    assert said == sorted(said)
-    assert said[-1] == 100
+        import_from(store, "image", source, {"OSFAMILY": "linux"}, told)
+    assert told.percents() == sorted(told.percents())
+    assert told.percents()[-1] == 100
     assert contents(store, "image") == disk.read_bytes()
     (item,) = catalog.items(store)
     assert (item.name, item.kind, item.size, item.facts.properties) == ("image", "image", SIZE, {"OSFAMILY": "linux"})
@@ -349,14 +345,10 @@ class Stream:
 
 
 def test_a_stream_tells_its_length_by_ending(store: Store) -> None:
-    told: list[tuple[int | None, str]] = []
-
-    def tell(percent: int | None, detail: str = "") -> None:
-        told.append((percent, detail))
-
-    import_from(store, "image", Stream(12, 11 * BLOCK + SECTOR), {}, tell)
-    assert told[0] == (None, " so far: 4 MiB")
-    assert told[-1] == (100, "")
+    told = Told()
+    import_from(store, "image", Stream(12, 11 * BLOCK + SECTOR), {}, told)
+    assert told.calls[0] == (None, " so far: 4 MiB")
+    assert told.calls[-1] == (100, "")
     data = contents(store, "image")
     assert len(data) == 11 * BLOCK + SECTOR
     assert [int.from_bytes(data[at : at + 8], "big") for at in range(0, len(data), BLOCK)] == list(range(12))

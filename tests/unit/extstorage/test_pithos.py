@@ -35,6 +35,7 @@ from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.memory_store import MemoryStore
 from tests.unit.extstorage.pithos_files import EMPTY, PithosFiles, hash_of_block, v2_entry
+from tests.unit.extstorage.told import Told
 
 Make = Callable[[PithosFiles, bytes], str]
 
@@ -269,14 +270,9 @@ def test_an_export_is_a_file_of_pithos(store: Store, tmp_path: Path) -> None:
         export(store, "vol", there, untold)
     assert not there.exists()
     root = hash_snapshot(store, "snap", untold)
-    said: list[int] = []
-
-    def tell(percent: int | None, detail: str = "") -> None:
-        assert percent is not None
-        said.append(percent)
-
-    made = export(store, "snap", there, tell)
-    assert said[-1] == 100
+    told = Told()
+    made = export(store, "snap", there, told)
+    assert told.percents()[-1] == 100
     # What somebody else would have written, byte by byte, but for zeros at the end of blocks.
     files = PithosFiles(tmp_path / "other")
     assert made == Reference(files.file_v0(data), len(data)) == Reference(root.hex(), len(data))
@@ -291,7 +287,7 @@ def test_an_export_is_a_file_of_pithos(store: Store, tmp_path: Path) -> None:
     assert found(there) == found(files.directory)
     # It can be cloned elsewhere, and exporting again changes nothing.
     before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
-    assert export(store, "snap", there, tell) == made
+    assert export(store, "snap", there, told) == made
     assert {path: path.stat().st_mtime_ns for path in there.rglob("*")} == before
     pithos = Pithos({"one": f"nfs:{there}"})
     other = MemoryStore()

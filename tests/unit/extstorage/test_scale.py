@@ -23,6 +23,7 @@ from extstorage.session import Session
 from extstorage.store import Info, Store
 from tests.datapath.history import snapshot, write
 from tests.datapath.memory_store import MemoryStore
+from tests.unit.extstorage.told import Told
 
 FEW, MANY = 10, 1000
 
@@ -142,27 +143,28 @@ def test_a_content_that_many_clones_miss_is_asked_for_once() -> None:
 
 
 def test_a_single_map_of_many_content_blocks_shows_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gc, "TELLING", 10)
+    for module in (gc, fsck):
+        monkeypatch.setattr(module, "TELLING", 10)
     store = Counting()
     digests = [number.to_bytes(32, "big") for number in range(40)]
     for digest in digests[:20]:
         store.put_content(digest, memoryview(b"x"))
     store.create("image", maps.from_digests(40 * BLOCK, bytes(16), digests), Info(created=1.0, image=True))
-    told: list[tuple[int | None, str]] = []
-
-    def tell(percent: int | None, detail: str = "") -> None:
-        told.append((percent, detail))
-
-    assert len(fsck.check(store, "image", progress=tell)) == 1
-    assert told == [(0, ""), (0, ", 40 content blocks")]
-    told.clear()
-    fsck.check(store, progress=tell)
-    assert told == [*((0, f", {count} content blocks") for count in (10, 20)), (0, ""), (0, ", 60 content blocks")]
-    told.clear()
+    told = Told()
+    assert len(fsck.check(store, "image", progress=told)) == 1
+    assert told.calls == [(0, ""), (0, ", 40 content blocks")]
+    told.calls.clear()
+    fsck.check(store, progress=told)
+    assert told.calls == [
+        *((0, f", {count} content blocks") for count in (10, 20)),
+        (0, ""),
+        (0, ", 60 content blocks"),
+    ]
+    told.calls.clear()
     catalog.remove(store, "image")
-    assert gc.collect(store, progress=tell).contents == 20
-    assert (50, ", 10 content blocks") in told
-    assert (99, ", 10 content blocks removed") in told
+    assert gc.collect(store, progress=told).contents == 20
+    assert (50, ", 10 content blocks") in told.calls
+    assert (99, ", 10 content blocks removed") in told.calls
 
 
 def test_a_check_asks_a_few_things_of_each_name() -> None:

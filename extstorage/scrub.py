@@ -14,7 +14,7 @@ import threading
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -187,13 +187,12 @@ class _Scrub:
             return str(error)
         return ""
 
-    def damage(self, names: Iterable[str]) -> Iterator[Damage]:
+    def damage(self, names: Sequence[str]) -> Iterator[Damage]:
         for name, reason in self._broken_maps.items():
             yield Damage(f"the map of {name}", reason, (name,))
         if not self._faults:
             return
         # What was away for a while, or went with what named it, is no damage.
-        names = list(names)
         before = self._hits(names)
         again = {source: self._still(source) for source in self._faults}
         after = self._hits(names)

@@ -162,24 +162,23 @@ def measure_rados(rounds: int) -> Measured:
     need_rbd()
     measured: Measured = {}
     origin = template("rados")
-    with volume("rados") as full, qemu_nbd(rbd_uri("full"), "raw", cache="none") as served:
-        fill(uri(full))
-        for _ in range(rounds):
-            for target, whose in ((uri(full), "ours"), (rbd_uri("full"), "peer")):
-                reads(target, measured, whose, RADOS_READS)
-                if whose == "ours":
-                    sequential_write(target, measured, whose)
-            random_reads(served, measured, "served peer", RADOS_READS)
+    # One without a snapshot, which its writes would copy.
     rbd("create", "plain", "--size", f"{SIZE >> 20}M")
-    fill(rbd_uri("plain"))
+    with volume("rados") as full, qemu_nbd(rbd_uri("plain"), "raw", cache="none") as served:
+        for target in (uri(full), rbd_uri("plain")):
+            fill(target)
+        for _ in range(rounds):
+            for target, whose in ((uri(full), "ours"), (rbd_uri("plain"), "peer")):
+                reads(target, measured, whose, RADOS_READS)
+                sequential_write(target, measured, whose)
+            random_reads(served, measured, "served peer", RADOS_READS)
+    rbd("rm", "--no-progress", "plain")
     for _ in range(rounds):
-        sequential_write(rbd_uri("plain"), measured, "peer")
         for passes in (first_writes, many_writes):
             with volume("rados", origin) as clone:
                 passes(uri(clone), measured, "ours")
             with rbd_clone() as target:
                 passes(target, measured, "peer")
-    rbd("rm", "--no-progress", "plain")
     return measured
 
 

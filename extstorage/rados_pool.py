@@ -268,13 +268,16 @@ class Objects:
 
         In pieces, of which each is copied while it is still in the processor's cache, and takes little memory.
         """
-        for start in range(0, len(buffer), PIECE):
-            piece = buffer[start : start + PIECE]
-            data = self.read(key, len(piece), offset + start)
-            piece[: len(data)] = data
-            if len(data) < len(piece):
-                buffer[start + len(data) :] = bytes(len(buffer) - start - len(data))
+        at, length = 0, len(buffer)
+        while at < length:
+            wanted = min(PIECE, length - at)
+            data = self.read(key, wanted, offset + at)
+            end = at + len(data)
+            buffer[at:end] = data
+            if len(data) < wanted:
+                buffer[end:] = bytes(length - end)
                 return
+            at = end
 
     def write(self, key: str, offset: int, data: memoryview) -> None:
         """Into an object that may be there or not. The shortest way, for what needs no condition."""

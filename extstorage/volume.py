@@ -226,6 +226,10 @@ class Volume:
             buffer = buffer[length:]
 
     def _read_block(self, index: int, offset: int, buffer: memoryview) -> None:
+        if self._current is not None and self._owned.get(index) == FULL:
+            # The most frequent case by far, and each request holds up the other threads as long as it is in Python.
+            self._current.readinto(index, offset, buffer)
+            return
         end = offset + len(buffer)
         owned = self._owned_pages(index)
         wanted = mask_of(offset // PAGE, -(-end // PAGE))

@@ -19,7 +19,7 @@ import errno
 import os
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -49,6 +49,11 @@ _STRIDE = 256
 _RECORD_END = RECORD + 4
 _NO_RECORD = bytes(_RECORD_END)
 
+#: Records that are this near are written together, and so many of them: 4096 bytes, a block of most file systems, are
+#: never skipped, so that no block is filled with zeros in vain.
+_NEAR = 4096 // _STRIDE
+_MOST_NEIGHBOURS = 1024
+
 #: Ranges of a sparse file of which the disk is told ahead.
 _AHEAD = 64
 
@@ -70,13 +75,7 @@ class _FileRange:
             os.close(self._data)
 
     def _read(self, position: int, buffer: memoryview) -> None:
-        while buffer:
-            count = os.preadv(self._data, [buffer], position)
-            if count == 0:
-                buffer[:] = bytes(len(buffer))
-                return
-            buffer = buffer[count:]
-            position += count
+        _read(self._data, position, buffer)
 
     def _holes(self, position: int, length: int) -> Iterator[tuple[int, bool]]:
         end = position + length
@@ -87,6 +86,37 @@ class _FileRange:
             position = stop
         if position < end:
             yield end - position, True
+
+
+def _read(descriptor: int, position: int, buffer: memoryview) -> None:
+    """Fill the buffer; behind the file's end there are zeros."""
+    while buffer:
+        count = os.preadv(descriptor, [buffer], position)
+        if count == 0:
+            buffer[:] = bytes(len(buffer))
+            return
+        buffer = buffer[count:]
+        position += count
+
+
+def _write(descriptor: int, data: memoryview, position: int) -> None:
+    count = os.pwrite(descriptor, data, position)
+    while count < len(data):
+        data = data[count:]
+        position += count
+        count = os.pwrite(descriptor, data, position)
+
+
+def _neighbours(indexes: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Cut ascending indexes of blocks into what is written at once: no farther apart than a file system's blocks.
+
+    Each system call lets go of the interpreter, which a guest's requests then keep for as long as they need it.
+    """
+    first = 0
+    for at in range(1, len(indexes) + 1):
+        if at == len(indexes) or indexes[at] - indexes[at - 1] > _NEAR or at - first == _MOST_NEIGHBOURS:
+            yield indexes[first:at]
+            first = at
 
 
 def _with_data(descriptor: int, position: int, end: int) -> Iterator[tuple[int, int]]:
@@ -155,12 +185,7 @@ class FileLayer(_FileRange):
         self._read(index * BLOCK + offset, buffer)
 
     def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
-        position = index * BLOCK + offset
-        count = os.pwrite(self._data, data, position)
-        while count < len(data):
-            data = data[count:]
-            position += count
-            count = os.pwrite(self._data, data, position)
+        _write(self._data, data, index * BLOCK + offset)
 
     def punch(self, index: int, offset: int, length: int, pages: int | None) -> None:
         position = index * BLOCK + offset
@@ -227,10 +252,21 @@ class FileLayer(_FileRange):
                 yield index, self._pages_of(record, index)
 
     def save_pages(self, pages: Mapping[int, int]) -> None:
-        for index, bits in pages.items():
-            record = to_record(bits)
-            os.pwrite(self._pages, record + _checksum(record, index), index * _STRIDE)
+        for near in _neighbours(sorted(pages)):
+            self._save_neighbours(near, pages)
         os.fdatasync(self._pages)
+
+    def _save_neighbours(self, indexes: Sequence[int], pages: Mapping[int, int]) -> None:
+        """What is between them stays as it is: only flushes write here, one at a time."""
+        start = indexes[0] * _STRIDE
+        records = bytearray(indexes[-1] * _STRIDE + _RECORD_END - start)
+        if len(indexes) > 1:
+            _read(self._pages, start, memoryview(records))
+        for index in indexes:
+            at = index * _STRIDE - start
+            record = to_record(pages[index])
+            records[at : at + _RECORD_END] = record + _checksum(record, index)
+        _write(self._pages, memoryview(records), start)
 
     def free_blocks(self, keep: int) -> int:
         """Where holes can't be made, nothing is freed."""

@@ -46,9 +46,9 @@ RETURN_TIMEOUT = 5.0
 #: snapshot of a volume that nobody serves), and a server that gives up has nothing but errors for its guest.
 RESUME_TIMEOUT = 10.0
 
-#: Before a snapshot holds requests, it flushes and brings the new map up to date until that takes as short as this, in
-#: seconds; at most so often.
-SHORT_ROUND = 0.06
+#: Before a snapshot holds requests, it flushes and brings the new map up to date until that should take no longer than
+#: this the next time, in seconds; at most so often.
+SHORT_ROUND = 0.05
 ROUNDS = 8
 
 
@@ -467,12 +467,13 @@ class Session:
             if facts is None:
                 properties = self._store.read_info(self._name).properties
                 facts = Info(created=time.time(), origin=self._name, properties=properties)
+            started = time.monotonic()
             self.flush()
             with self._store.locked():
                 if self._store.exists(name):
                     raise AlreadyThereError(name=name, store=self._store.title, what="volume, snapshot or image")
                 freezing = Freezing(self._volume.map, self._volume.owned())
-                self._approach(freezing)
+                self._approach(freezing, time.monotonic() - started)
                 # Kept until requests go on: letting go of a large volume's marks takes as long as freezing them.
                 frozen = self._volume
                 with self._gate.hold(self._name):
@@ -484,14 +485,20 @@ class Session:
                 self._store.create_copy(name, self._name, maps.as_snapshot(self._volume.map), facts)
         info("%s: snapshot %s taken", self._name, name)
 
-    def _approach(self, freezing: Freezing) -> None:
-        """Do what came up during the last round, until that is little: requests wait for what is left."""
+    def _approach(self, freezing: Freezing, took: float) -> None:
+        """Do what came up during the last round, until that should be little: requests wait for what is left.
+
+        `took`: seconds of the round that has been. Each round is shorter than the one before in about the same ratio.
+        """
+        expected = took
         for _ in range(ROUNDS):
-            started = time.monotonic()
+            if expected < SHORT_ROUND:
+                return
+            started, before = time.monotonic(), took
             self.flush()
             freezing.update(self._volume.newly_owned())
-            if time.monotonic() - started < SHORT_ROUND:
-                return
+            took = time.monotonic() - started
+            expected = took * min(1.0, took / before)
 
     def _replace_map(self, new: VolumeMap, packed: bytes = b"") -> None:
         """Go on with another map. If that fails, nothing is read or written before it is known which one counts.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from extstorage.errors import HeldError
 from extstorage.files_store import create_store
 from extstorage.maps import Source
 from extstorage.names import BLOCK, PAGE
+from extstorage.pages import FULL, PAGES
 from extstorage.scans import Reader, Scan
 from extstorage.session import Session
 from extstorage.store import Info, Store
@@ -206,6 +208,50 @@ def test_of_a_sparse_layer_what_is_there_is_read(
         monkeypatch.setattr(os, "lseek", without_holes)
     assert list(layer.blocks()) == list(written.items())
     assert not has_holes or sum(counts) <= 8 * PAGE
+
+
+def test_records_are_written_with_their_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each system call in between would let a busy guest's requests in; and the others' records stay."""
+    write, sizes = os.pwrite, []
+
+    def counted(descriptor: int, data: bytes, position: int) -> int:
+        count = write(descriptor, data, position)
+        sizes.append(count)
+        return count
+
+    chance = Random(1)
+    layer = create_store(tmp_path / "store").layer(Source(bytes(16), 1), writable=True)
+    expected: dict[int, int] = {}
+    monkeypatch.setattr(os, "pwrite", counted)
+    for density in (1.0, 0.3, 0.01, 0.3):
+        pages = {index: 1 + chance.getrandbits(PAGES - 1) for index in range(20_000) if chance.random() < density}
+        del sizes[:]
+        layer.save_pages(dict(chance.sample(sorted(pages.items()), len(pages))))
+        assert len(sizes) < len(pages) if density == 0.01 else len(sizes) < len(pages) / 50
+        expected |= pages
+        assert dict(layer.blocks()) == expected
+
+
+def test_no_space_is_taken_between_records_that_are_far_apart(tmp_path: Path) -> None:
+    layer = create_store(tmp_path / "store").layer(Source(bytes(16), 1), writable=True)
+    indexes = [0, 15, 31, 48, 1000, 1016, 1033]
+    layer.save_pages(dict.fromkeys(indexes, 1))
+    [path] = tmp_path.glob("store/data/*/*.pages")
+    blocks = {index * 256 // PAGE for index in indexes}
+    assert path.stat().st_blocks * 512 <= len(blocks) * PAGE
+    assert list(layer.blocks()) == [(index, 1) for index in indexes]
+
+
+def test_a_write_that_takes_only_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.pwrite
+    layer = create_store(tmp_path / "store").layer(Source(bytes(16), 1), writable=True)
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, at: write(descriptor, bytes(data[:100]), at))
+    layer.save_pages(dict.fromkeys(range(40), FULL))
+    layer.write(2, 5, memoryview(bytes(range(256))), None)
+    found = memoryview(bytearray(258))
+    layer.readinto(2, 4, found)
+    assert bytes(found) == bytes(1) + bytes(range(256)) + bytes(1)
+    assert list(layer.blocks()) == [(index, FULL) for index in range(40)]
 
 
 @pytest.mark.parametrize("grain", [1, 100, 4096])

@@ -116,11 +116,20 @@ class Disk:
             self.write(pages // self._goes_on)
 
 
-def test_requests_wait_for_a_short_flush_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = Disk(monkeypatch, goes_on=4)
+@pytest.mark.parametrize("goes_on", [2, 4, 100])
+def test_requests_wait_for_a_short_flush_only(monkeypatch: pytest.MonkeyPatch, goes_on: int) -> None:
+    disk = Disk(monkeypatch, goes_on)
     disk.write(512)
     disk.session.snapshot("snap", Info(created=0.0))
     assert sum(disk.held) * 0.01 <= session_module.SHORT_ROUND
+
+
+def test_there_is_no_round_more_than_that_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """5.12 s, then 0.51 s: what comes up in that time takes a tenth of it."""
+    disk = Disk(monkeypatch, goes_on=10)
+    disk.write(512)
+    disk.session.snapshot("snap", Info(created=0.0))
+    assert disk.now == pytest.approx((512 + 51 + 5) * 0.01)
 
 
 def test_a_guest_that_writes_as_fast_as_the_disk_does_not_keep_off_a_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,21 +141,31 @@ def test_a_guest_that_writes_as_fast_as_the_disk_does_not_keep_off_a_snapshot(mo
     assert all(read(snapshot, page * PAGE) == bytes(A) for page in range(disk.written))
 
 
+@pytest.mark.parametrize("rounds", [0, 1, 8])
 def test_what_is_written_just_before_requests_wait_is_in_the_snapshot(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, rounds: int
 ) -> None:
     session = Session(store, "vol")
     session.write(A, 0)
-    update = Freezing.update
+    update, begin, ran = Freezing.update, Freezing.__init__, []
+
+    def begin_late(freezing: Freezing, volume_map: VolumeMap, owned: Mapping[int, int]) -> None:
+        begin(freezing, volume_map, owned)
+        session.write(B, 2 * BLOCK)
 
     def late(freezing: Freezing, owned: Mapping[int, int]) -> tuple[VolumeMap, bytes]:
         found = update(freezing, owned)
         if not session._gate._held:
+            ran.append(owned)
             session.write(B, 2 * BLOCK)
         return found
 
+    monkeypatch.setattr(Freezing, "__init__", begin_late)
     monkeypatch.setattr(Freezing, "update", late)
+    monkeypatch.setattr(session_module, "SHORT_ROUND", 0.0)
+    monkeypatch.setattr(session_module, "ROUNDS", rounds)
     session.snapshot("snap", Info(created=0.0))
+    assert len(ran) == rounds
     snapshot = Session(store, "snap")
     for found in (session, snapshot):
         assert [read(found, index * BLOCK) for index in range(3)] == [bytes(A), bytes(PAGE), bytes(B)]

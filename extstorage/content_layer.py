@@ -35,8 +35,11 @@ class ContentLayer:
     def save_pages(self, pages: Mapping[int, int]) -> None:
         raise _immutable()
 
-    def sync(self) -> None:
+    def begin_sync(self) -> None:
         """It was durable before any map named it."""
+
+    def sync(self) -> None:
+        """The same."""
 
 
 def _immutable() -> OSError:

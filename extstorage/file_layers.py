@@ -207,6 +207,9 @@ class FileLayer(_FileRange):
     def prefetch(self, index: int, offset: int, length: int) -> None:
         os.posix_fadvise(self._data, index * BLOCK + offset, length, os.POSIX_FADV_WILLNEED)
 
+    def begin_sync(self) -> None:
+        file_system.begin_sync(self._data)
+
     def sync(self) -> None:
         os.fdatasync(self._data)
         if self._is_new:

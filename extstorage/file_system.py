@@ -18,6 +18,9 @@ NO_HOLES = (errno.EOPNOTSUPP, errno.ENOSYS)
 #: FALLOC_FL_PUNCH_HOLE and FALLOC_FL_KEEP_SIZE of <linux/falloc.h>.
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
+#: Of sync_file_range(2); a length of 0 is all up to the end.
+_SYNC_FILE_RANGE_WRITE = 2
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -27,6 +30,15 @@ def punch_hole(descriptor: int, offset: int, length: int) -> None:
     Raises OSError; its number is one of `NO_HOLES` where that can't be done.
     """
     _check(_libc.fallocate(descriptor, _PUNCH_HOLE_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length)))
+
+
+def begin_sync(descriptor: int) -> None:
+    """Have the kernel begin to write a file's data, with sync_file_range(2), which waits where a disk's queue is full.
+
+    What goes wrong on the way, the next fdatasync(2) tells. Raises OSError.
+    """
+    begin = ctypes.c_int64(0)
+    _check(_libc.sync_file_range(descriptor, begin, begin, _SYNC_FILE_RANGE_WRITE))
 
 
 def syncfs(descriptor: int) -> None:

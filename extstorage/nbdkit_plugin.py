@@ -21,7 +21,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,10 @@ LARGEST_REQUEST = names.MEBIBYTE
 
 #: Seconds that a server with a predecessor tries to reach the store.
 PATIENCE = 20.0
+
+#: Seconds that written data stays in memory alone, if nobody flushes. The kernel would gather it for half a minute, and
+#: whoever wants a snapshot then would wait for gigabytes; a page that changes all the time is written twice a second.
+WRITE_BACK = 0.5
 
 #: What a volume that can't be read pretends to have.
 BROKEN_SIZE = names.MEBIBYTE
@@ -97,7 +101,7 @@ class Server:
         self.settings: dict[str, str] = {}
         self.session: Session | None = None
         self.fault = ""
-        self.complaint = ""
+        self.complaints: dict[str, str] = {}
         self.ending = threading.Event()
         self.requests = dict.fromkeys(_COUNTED, 0)
 
@@ -217,6 +221,24 @@ class Server:
             except Exception as error:  # noqa: BLE001 - the marks under /run stay for a successor
                 log.error("%s: not flushed at the end: %s", self.settings["volume"], error)
 
+    def write_back(self) -> None:
+        """Keep what a flush or a snapshot has to wait for small, until the end."""
+        if self.session is None or self.session.is_durable:
+            return
+        while not self.ending.wait(WRITE_BACK):
+            with self.complaining("write back"):
+                self.session.begin_flush()
+
+    @contextlib.contextmanager
+    def complaining(self, work: str) -> Iterator[None]:
+        """An error must not end a thread that goes on for ever; it is told when it is another one than before."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001
+            if str(error) != self.complaints.get(work):
+                self.complaints[work] = str(error)
+                log.error("%s: %s: %s", self.settings["volume"], work, error)
+
     def status(self) -> Mapping[str, object]:
         mode = self.session.mode.value if self.session else "broken"
         holds = bool(self.session and self.session.holds_lock)
@@ -233,12 +255,8 @@ class Server:
     def idle(self) -> bool:
         """Between calls: whether to go on."""
         if self.session is not None:
-            try:
+            with self.complaining("poll"):
                 self.session.poll()
-            except Exception as error:  # noqa: BLE001 - a full disk must not end the thread that answers calls
-                if str(error) != self.complaint:
-                    self.complaint = str(error)
-                    log.error("%s", error)
         return not self.ending.is_set()
 
 
@@ -282,6 +300,7 @@ def after_fork() -> None:
     server.load()
     listener = control.listen(server.run)
     threading.Thread(target=control.serve, args=(listener, server.handle, server.idle), daemon=True).start()
+    threading.Thread(target=server.write_back, daemon=True).start()
     notify("READY=1")
 
 

@@ -292,8 +292,11 @@ class RadosLayer:
             raise
         self._know(index, pages, zeros)
 
-    def sync(self) -> None:
+    def begin_sync(self) -> None:
         """Every write was durable when it was acknowledged."""
+
+    def sync(self) -> None:
+        """The same."""
 
     def save_pages(self, pages: Mapping[int, int]) -> None:
         """Kept with the data."""

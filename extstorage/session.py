@@ -188,6 +188,15 @@ class Session:
         finally:
             self._gate.leave()
 
+    @property
+    def is_durable(self) -> bool:
+        """Whether what is acknowledged needs no flush to survive the machine."""
+        return self._store.atomic_pages
+
+    def begin_flush(self) -> None:
+        """Have the store begin with what the next flush will wait for. Requests go on. Raises OSError."""
+        self._volume.begin_flush()
+
     def flush(self) -> None:
         """What was acknowledged is durable afterwards. Without the lock, it was flushed when that was given up."""
         self._gate.enter()

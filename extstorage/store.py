@@ -138,6 +138,9 @@ class Layer(Protocol):
     def prefetch(self, index: int, offset: int, length: int) -> None:
         """Have a range at hand that will be read soon, if there is a cache to fill."""
 
+    def begin_sync(self) -> None:
+        """Have what was written be on its way, so that the next `sync` has little to wait for. It promises nothing."""
+
     def sync(self) -> None:
         """Make what was written durable. Raises OSError; after that, nobody knows what of it is there."""
 

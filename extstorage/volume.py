@@ -418,6 +418,11 @@ class Volume:
         """Have every flush fail, since what a predecessor wrote may be lost."""
         self._failure = failure
 
+    def begin_flush(self) -> None:
+        """Have the store begin with what the next flush will wait for. Raises OSError; a flush will, too."""
+        if self._unsynced and self._current is not None:
+            self._current.begin_sync()
+
     def flush(self) -> None:
         """Make everything that was acknowledged before this call survive the death of the machine."""
         with self._flushing:

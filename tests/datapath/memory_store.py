@@ -86,6 +86,9 @@ class MemoryLayer:
     def prefetch(self, index: int, offset: int, length: int) -> None:
         """Memory needs none."""
 
+    def begin_sync(self) -> None:
+        """There is no disk."""
+
     def sync(self) -> None:
         self._synced = dict(self._pages)
 

@@ -10,6 +10,9 @@ import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
+
+import nbd
 
 from tests.real.extstorage.provider import (
     COMMAND,
@@ -79,6 +82,27 @@ def test_requests_are_counted(volume: str) -> None:
     assert counted["discards"] >= 1
     assert counted["flushes"] >= 1
     assert counted["errors"] == 0
+
+
+def waits_for_a_flush(path: Path) -> bool:
+    """Whether the kernel has yet to choose where on the disk some of a file will be: it does so when it writes."""
+    return "delalloc" in subprocess.run(["filefrag", "-v", path], capture_output=True, text=True, check=True).stdout
+
+
+def test_what_is_written_is_soon_on_its_way_to_the_disk(volume: str) -> None:
+    """By itself the kernel would begin after half a minute, and a snapshot then wait for all of it."""
+    client = nbd.NBD()
+    client.connect_unix(str(RUN / volume / "nbd.sock"))
+    before = set(STORE.glob("data/*/*.data"))
+    client.pwrite(bytes(range(256)) * (MIB // 256), 0)
+    [data] = set(STORE.glob("data/*/*.data")) - before
+    eventually(lambda: not waits_for_a_flush(data), 10)
+    other = data.with_name("other")
+    with other.open("wb", buffering=0) as file:
+        file.write(bytes(range(256)) * (MIB // 256))
+        assert waits_for_a_flush(other), "this file system does not tell"
+    other.unlink()
+    client.shutdown()
 
 
 def test_what_has_no_server_is_said_and_not_restarted(volume: str) -> None:

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The kernel is told to begin with what the next flush would wait for; nothing depends on whether it does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from extstorage import catalog, file_system
+from extstorage.files_store import create_store
+from extstorage.names import BLOCK, PAGE
+from extstorage.session import Session
+from extstorage.store import Info
+
+
+def test_a_disk_is_told_to_begin_only_when_there_is_something_to_flush(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(file_system, "begin_sync", told.append)
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    assert not session.is_durable
+    session.begin_flush()
+    session.open(True)
+    session.begin_flush()
+    assert not told
+    session.write(memoryview(bytes(PAGE)), 0)
+    session.begin_flush()
+    assert len(told) == 1
+    session.flush()
+    session.begin_flush()
+    assert len(told) == 1
+    session.write(memoryview(bytes(PAGE)), 0)
+    session.snapshot("snap", Info(created=0.0))
+    session.begin_flush()
+    assert len(told) == 1
+    session.shutdown()
+
+
+def test_to_begin_is_a_system_call_that_can_fail(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file_system.begin_sync(file.fileno())
+    reading, writing = os.pipe()
+    with pytest.raises(OSError, match="Illegal seek"):
+        file_system.begin_sync(writing)
+    os.close(reading)
+    os.close(writing)

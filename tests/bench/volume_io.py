@@ -31,7 +31,7 @@ PAGE = 4096
 BLOCK = 4 << 20
 BLOCKS = 64
 SIZE = BLOCKS * BLOCK
-SCRATCH = Path("/var/tmp/bench")
+SCRATCH = Path("/srv/shared/bench")
 
 #: Steps from one request to the next: into the next block and the next page; and far away, over the whole disk.
 NEXT_BLOCK = BLOCK
@@ -214,8 +214,8 @@ def measure_files(rounds: int) -> Measured:
     measured: Measured = {}
     raw, overlay = SCRATCH / "raw", SCRATCH / "overlay.qcow2"
     run("qemu-img", "create", "-q", "-f", "raw", raw, str(SIZE))
-    origin = template("main")
-    with volume("main") as full, qemu_nbd(raw, "raw") as peer:
+    origin = template("disk")
+    with volume("disk") as full, qemu_nbd(raw, "raw") as peer:
         for target in (uri(full), peer):
             fill(target)
         for _ in range(rounds):
@@ -223,7 +223,7 @@ def measure_files(rounds: int) -> Measured:
                 reads(target, measured, whose, (8000, 20000))
                 sequential_write(target, measured, whose)
     for _ in range(rounds):
-        with volume("main", origin) as clone:
+        with volume("disk", origin) as clone:
             overlay_writes(uri(clone), measured, "ours")
         run("qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", overlay)
         with qemu_nbd(overlay, "qcow2") as target:
@@ -234,7 +234,7 @@ def measure_files(rounds: int) -> Measured:
 # Others.
 
 
-def measure_snapshot(rounds: int, store: str = "main", size: int = 100 << 30) -> Measured:
+def measure_snapshot(rounds: int, store: str = "disk", size: int = 100 << 30) -> Measured:
     """A snapshot while a client writes: how long it takes, and the longest that one write waited."""
     import nbd
 
@@ -281,7 +281,7 @@ def measure_memory(_rounds: int) -> Measured:
     """What a server needed at most, in MiB, for a volume of 1 TiB: many small requests all over it, and large ones."""
     with apply.using_store(apply.site(), "rados", make=True):
         pass
-    return {store: [_memory(store)] for store in ("main", "rados")}
+    return {store: [_memory(store)] for store in ("disk", "rados")}
 
 
 def _memory(store: str) -> float:
@@ -303,6 +303,7 @@ def measure_import(rounds: int) -> Measured:
     """An import of 1 GiB of noise, beside reading it and beside sha256sum with a process for each processor."""
     measured: Measured = {}
     source = SCRATCH / "noise"
+    take = ["archipelago", "image", "import", "--store", "disk"]
     parts = os.cpu_count() or 1
     run("sh", "-ec", f"head -c {1 << 30} /dev/urandom > {source}; cat {source} > /dev/null")
     share = (1 << 30) // parts // BLOCK
@@ -314,14 +315,14 @@ def measure_import(rounds: int) -> Measured:
         for name, words in (
             ("read", ["dd", f"if={source}", "of=/dev/null", "bs=4M", "status=none"]),
             ("sha256sum", ["sh", "-c", f"{hashing} & wait"]),
-            ("import", ["archipelago", "image", "import", f"bench-noise-{number}", source]),
-            ("import again", ["archipelago", "image", "import", f"bench-noise-{number}-again", source]),
+            ("import", [*take, f"bench-noise-{number}", source]),
+            ("import again", [*take, f"bench-noise-{number}-again", source]),
         ):
             started = time.monotonic()
             run(*words, timeout=900)
             measured.setdefault(name, []).append(time.monotonic() - started)
         for name in (f"bench-noise-{number}", f"bench-noise-{number}-again"):
-            run("archipelago", "image", "remove", name)
+            run("archipelago", "image", "remove", name, "--store", "disk")
         run("archipelago", "gc")
     source.unlink()
     return measured

@@ -13,9 +13,17 @@ from tests.place import done
 
 INSIDE = "/src/tests/bench/volume_io.py"
 
-#: The node's configuration for the benchmarks: a store in Ceph beside the usual one.
-STORES = """[archipelago]
-stores = { main = "files:/var/lib/snf-archipelago/store", rados = "rados:snf-archipelago" }
+#: The node's configuration for the benchmarks: beside the usual store one in Ceph, and one on the machine's own file
+#: system. The usual one is on a node's root, an overlay, on which sync_file_range(2) does nothing.
+PREPARE = """
+cat > /etc/snf-ganeti/conf.d/bench.toml <<END
+[archipelago]
+stores.main = "files:/var/lib/snf-archipelago/store"
+stores.disk = "files:/srv/shared/bench-store"
+stores.rados = "rados:snf-archipelago"
+END
+install -d -o snf-archipelago -g snf-archipelago -m 750 /srv/shared/bench-store
+[ -e /srv/shared/bench-store/store.json ] || archipelago store create disk
 """
 
 
@@ -62,6 +70,7 @@ FILES = (
 
 
 def _measured(what: str, rounds: int) -> dict[str, float]:
+    _prepare()
     request = json.dumps({"what": what, "rounds": rounds})
     found = json.loads(done("/usr/bin/python3", INSIDE, timeout=1800, stdin=request))
     for name, values in found["runs"].items():
@@ -81,8 +90,8 @@ def _figures(kind: str, rows: tuple[Row, ...], medians: dict[str, float], rounds
     ]  # fmt: skip
 
 
-def _configure() -> None:
-    done("sh", "-ec", "cat > /etc/snf-ganeti/conf.d/bench.toml", stdin=STORES)
+def _prepare() -> None:
+    done("sh", "-ec", PREPARE)
 
 
 def measure_files(rounds: int) -> list[Figure]:
@@ -90,13 +99,12 @@ def measure_files(rounds: int) -> list[Figure]:
 
 
 def measure_rados(rounds: int) -> list[Figure]:
-    _configure()
     return _figures("rados", RADOS, _measured("rados", rounds), rounds)
 
 
 def measure_clone_in_rados(rounds: int) -> list[Figure]:
     """A clone as a whole process, for maps of 1 GiB and 1 TiB with content in every block, beside `rbd clone`."""
-    _configure()
+    _prepare()
     # Prepares the peer's pool and its template, too.
     done("/usr/bin/python3", "/src/tests/bench/full_maps.py", "rados", timeout=600)
     jobs = [
@@ -137,7 +145,6 @@ def measure_snapshot(rounds: int) -> list[Figure]:
 
 
 def measure_snapshot_in_rados(rounds: int) -> list[Figure]:
-    _configure()
     return _snapshot_figures("rados: snapshot", "rados-snapshot", rounds)
 
 
@@ -151,11 +158,10 @@ def _snapshot_figures(name: str, what: str, rounds: int) -> list[Figure]:
 
 
 def measure_memory(rounds: int) -> list[Figure]:
-    _configure()
     medians = _measured("memory", rounds)
     return [
         Figure(name=f"memory of a server, 1 TiB, {kind}", value=medians[store], unit="MiB", limit=120)
-        for kind, store in (("files", "main"), ("rados", "rados"))
+        for kind, store in (("files", "disk"), ("rados", "rados"))
     ]
 
 

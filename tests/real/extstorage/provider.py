@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,7 @@ COMMAND = "/usr/bin/archipelago" if INSTALLED.is_dir() else str(TREE / "archipel
 RUN = Path("/run/snf-archipelago")
 DEVICES = Path("/run/snf-archipelago-device")
 STORE = Path("/var/lib/snf-archipelago/store")
+CONFIGURATION = Path("/etc/snf-ganeti/conf.d/test-stores.toml")
 
 #: The unit, socket and service, of the fork server.
 ACTIONS = "snf-archipelago-actions"
@@ -146,6 +148,24 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def store_beside(name: str, folder: Path, **others: str) -> Iterator[Path]:
+    """A files store in a folder of its own beside the default one; `others` are in the table only."""
+    folder.mkdir()
+    shutil.chown(folder, "snf-archipelago", "snf-archipelago")
+    places = {"main": f"files:{STORE}", name: f"files:{folder}", **others}
+    table = ", ".join(f'{store} = "{place}"' for store, place in places.items())
+    CONFIGURATION.parent.mkdir(parents=True, exist_ok=True)
+    CONFIGURATION.write_text(f"[archipelago]\nstores = {{ {table} }}\n")
+    made = command("store", "create", name)
+    assert made.returncode == 0, made.stderr
+    try:
+        yield folder
+    finally:
+        CONFIGURATION.unlink()
+        shutil.rmtree(folder)
 
 
 def traces(volume: str) -> list[str]:

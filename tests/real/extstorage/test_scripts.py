@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -31,12 +30,11 @@ from tests.real.extstorage.provider import (
     refused,
     script,
     server_pid,
+    store_beside,
     traces,
     uri,
     without_fork_server,
 )
-
-CONFIGURATION = Path("/etc/snf-ganeti/conf.d/test-stores.toml")
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -148,17 +146,8 @@ def test_a_broken_volume_can_be_attached_and_removed(volume: str) -> None:
 @pytest.fixture
 def stores() -> Iterator[Path]:
     """Two stores beside the default one: "second" is there, "away" is not mounted."""
-    folder = Path("/var/lib/snf-archipelago/second")
-    folder.mkdir()
-    shutil.chown(folder, "snf-archipelago", "snf-archipelago")
-    table = f'main = "files:{STORE}", second = "files:{folder}", away = "files:/nowhere"'
-    CONFIGURATION.parent.mkdir(parents=True, exist_ok=True)
-    CONFIGURATION.write_text(f"[archipelago]\nstores = {{ {table} }}\n")
-    made = command("store", "create", "second")
-    assert made.returncode == 0, made.stderr
-    yield folder
-    CONFIGURATION.unlink()
-    shutil.rmtree(folder)
+    with store_beside("second", Path("/var/lib/snf-archipelago/second"), away="files:/nowhere") as folder:
+        yield folder
 
 
 def test_a_volume_is_found_in_its_store_whatever_the_parameter_says(stores: Path) -> None:

@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbd
+import pytest
 
 from tests.real.extstorage.provider import (
     COMMAND,
@@ -25,6 +27,7 @@ from tests.real.extstorage.provider import (
     new_name,
     qemu_io,
     server_pid,
+    store_beside,
 )
 
 MIB = 1 << 20
@@ -84,25 +87,36 @@ def test_requests_are_counted(volume: str) -> None:
     assert counted["errors"] == 0
 
 
+@pytest.fixture
+def on_disk() -> Iterator[Path]:
+    """A store on the machine's own file system: an overlay, as the node's root is, lets no file's writing begin."""
+    with store_beside("disk", Path("/srv/shared/disk")) as folder:
+        yield folder
+
+
 def waits_for_a_flush(path: Path) -> bool:
     """Whether the kernel has yet to choose where on the disk some of a file will be: it does so when it writes."""
     return "delalloc" in subprocess.run(["filefrag", "-v", path], capture_output=True, text=True, check=True).stdout
 
 
-def test_what_is_written_is_soon_on_its_way_to_the_disk(volume: str) -> None:
+def test_what_is_written_is_soon_on_its_way_to_the_disk(on_disk: Path) -> None:
     """By itself the kernel would begin after half a minute, and a snapshot then wait for all of it."""
+    data = bytes(range(256)) * (MIB // 256)
+    name = new_name()
+    do("create", name, VOL_SIZE="64", EXTP_STORE="disk")
+    do("attach", name)
+    do("open", name, VOL_OPEN_EXCLUSIVE="True")
     client = nbd.NBD()
-    client.connect_unix(str(RUN / volume / "nbd.sock"))
-    before = set(STORE.glob("data/*/*.data"))
-    client.pwrite(bytes(range(256)) * (MIB // 256), 0)
-    [data] = set(STORE.glob("data/*/*.data")) - before
-    eventually(lambda: not waits_for_a_flush(data), 10)
-    other = data.with_name("other")
-    with other.open("wb", buffering=0) as file:
-        file.write(bytes(range(256)) * (MIB // 256))
-        assert waits_for_a_flush(other), "this file system does not tell"
-    other.unlink()
+    client.connect_unix(str(RUN / name / "nbd.sock"))
+    client.pwrite(data, 0)
+    [path] = on_disk.glob("data/*/*.data")
+    eventually(lambda: not waits_for_a_flush(path), 10)
     client.shutdown()
+    do("detach", name)
+    do("remove", name)
+    path = on_disk / "other"
+    path.write_bytes(data)
+    assert waits_for_a_flush(path), "this file system does not tell"
 
 
 def test_what_has_no_server_is_said_and_not_restarted(volume: str) -> None:

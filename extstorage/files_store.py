@@ -91,7 +91,8 @@ class FilesStore:
         return self._maps / name
 
     def names(self) -> list[str]:
-        return sorted(name for name in os.listdir(self._maps) if not name.startswith("."))
+        with os.scandir(self._maps) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
     def possible_names(self) -> list[str]:
         return self.names()

@@ -17,6 +17,7 @@ from extstorage.errors import (
     HeldError,
     NoDeviceError,
     NoSuchVolumeError,
+    ReadOnlyStoreError,
     UnknownOriginError,
     UnreachableStoreError,
     why_unusable,
@@ -55,7 +56,10 @@ def site() -> Site:
 
 @contextlib.contextmanager
 def using_store(site: Site, name: str = "", *, make: bool = False) -> Iterator[Store]:
-    """The store of that name, or else the default one, as its user. Raises FullStoreError when it is full."""
+    """The store of that name, or else the default one, as its user.
+
+    Raises FullStoreError and ReadOnlyStoreError where something could not be written.
+    """
     name = name or site.default_store
     with acting_as(site.user):
         store = stores.open_store(specs.spec_of(site.stores, name), make, pithos=site.pithos)
@@ -64,6 +68,8 @@ def using_store(site: Site, name: str = "", *, make: bool = False) -> Iterator[S
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise FullStoreError(store=name) from None
+            if error.errno == errno.EROFS:
+                raise ReadOnlyStoreError(store=name, path=error.filename or site.stores[name]) from None
             raise
         finally:
             store.close()

@@ -144,6 +144,11 @@ class FullStoreError(StateError):
     hint = "remove volumes and snapshots that nobody needs and run 'archipelago gc', or give it more space"
 
 
+class ReadOnlyStoreError(StateError):
+    template = "the store {store} can't be written: its file system is mounted read-only ({path})"
+    hint = "a kernel that sees errors does so by itself: see 'dmesg' first, then mount it for writing"
+
+
 class StoreError(StateError):
     """A store has an error for one thing that is in it, which says nothing of the others."""
 

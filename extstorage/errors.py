@@ -145,8 +145,8 @@ class FullStoreError(StateError):
 
 
 class ReadOnlyStoreError(StateError):
-    template = "the store {store} can't be written: its file system is mounted read-only ({path})"
-    hint = "a kernel that sees errors does so by itself: see 'dmesg' first, then mount it for writing"
+    template = "the store {store} can't be written: Read-only file system ({path})"
+    hint = "a kernel that sees errors mounts it so by itself: see 'dmesg' first, then mount it for writing"
 
 
 class StoreError(StateError):

@@ -260,7 +260,7 @@ class FileLayer(_FileRange):
         os.fdatasync(self._pages)
 
     def _save_neighbours(self, indexes: Sequence[int], pages: Mapping[int, int]) -> None:
-        """What is between them stays as it is: only flushes write here, one at a time."""
+        """What is between them stays as it is: only who has the volume writes here, one flush at a time."""
         start = indexes[0] * _STRIDE
         records = bytearray(indexes[-1] * _STRIDE + _RECORD_END - start)
         if len(indexes) > 1:

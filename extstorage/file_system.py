@@ -35,7 +35,7 @@ def punch_hole(descriptor: int, offset: int, length: int) -> None:
 def begin_sync(descriptor: int) -> None:
     """Have the kernel begin to write a file's data, with sync_file_range(2), which waits where a disk's queue is full.
 
-    What goes wrong on the way, the next fdatasync(2) tells. Raises OSError.
+    What the disk refuses later, the next fdatasync(2) tells. Raises OSError, which nobody else is told.
     """
     begin = ctypes.c_int64(0)
     _check(_libc.sync_file_range(descriptor, begin, begin, _SYNC_FILE_RANGE_WRITE))

@@ -478,11 +478,13 @@ class Session:
                 facts = Info(created=time.time(), origin=self._name, properties=properties)
             started = time.monotonic()
             self.flush()
+            took = time.monotonic() - started
             with self._store.locked():
                 if self._store.exists(name):
                     raise AlreadyThereError(name=name, store=self._store.title, what="volume, snapshot or image")
+                started = time.monotonic()
                 freezing = Freezing(self._volume.map, self._volume.owned())
-                self._approach(freezing, time.monotonic() - started)
+                self._approach(freezing, took + time.monotonic() - started)
                 # Kept until requests go on: letting go of a large volume's marks takes as long as freezing them.
                 frozen = self._volume
                 with self._gate.hold(self._name):

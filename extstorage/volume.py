@@ -37,6 +37,9 @@ _CACHED_BASES = 16384
 #: Extents of one answer: NBD clients ask again for the rest.
 _MOST_EXTENTS = 4096
 
+#: Errors of a system call that did nothing: this kernel, or the sandbox, does not have it; or not now.
+_NOT_BEGUN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL, errno.EINTR, errno.ENOMEM)
+
 Base = tuple[tuple[Source, int], ...]
 
 
@@ -112,7 +115,7 @@ class Volume:
                 layer = self._layers.get(self.map.current)
                 if layer is None:
                     layer = self._store.layer(self.map.current, writable=True)
-                    self._layers[self.map.current] = self._current = layer
+                    self._current = self._layers[self.map.current] = layer
         return layer
 
     def _layer(self, source: Source) -> Layer:
@@ -419,9 +422,18 @@ class Volume:
         self._failure = failure
 
     def begin_flush(self) -> None:
-        """Have the store begin with what the next flush will wait for. Raises OSError; a flush will, too."""
-        if self._unsynced and self._current is not None:
+        """Have the store begin with what the next flush will wait for, unless there is one. Raises OSError."""
+        if not self._unsynced or self._current is None or not self._flushing.acquire(blocking=False):
+            return
+        try:
             self._current.begin_sync()
+        except OSError as error:
+            if error.errno not in _NOT_BEGUN:
+                # What a kernel could not even begin to write it may have dropped, and it tells nobody else.
+                self._failure = error
+            raise
+        finally:
+            self._flushing.release()
 
     def flush(self) -> None:
         """Make everything that was acknowledged before this call survive the death of the machine."""

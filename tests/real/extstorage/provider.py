@@ -154,17 +154,17 @@ def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> None:
 def store_beside(name: str, folder: Path, **others: str) -> Iterator[Path]:
     """A files store in a folder of its own beside the default one; `others` are in the table only."""
     folder.mkdir()
-    shutil.chown(folder, "snf-archipelago", "snf-archipelago")
     places = {"main": f"files:{STORE}", name: f"files:{folder}", **others}
     table = ", ".join(f'{store} = "{place}"' for store, place in places.items())
-    CONFIGURATION.parent.mkdir(parents=True, exist_ok=True)
-    CONFIGURATION.write_text(f"[archipelago]\nstores = {{ {table} }}\n")
-    made = command("store", "create", name)
-    assert made.returncode == 0, made.stderr
     try:
+        shutil.chown(folder, "snf-archipelago", "snf-archipelago")
+        CONFIGURATION.parent.mkdir(parents=True, exist_ok=True)
+        CONFIGURATION.write_text(f"[archipelago]\nstores = {{ {table} }}\n")
+        made = command("store", "create", name)
+        assert made.returncode == 0, made.stderr
         yield folder
     finally:
-        CONFIGURATION.unlink()
+        CONFIGURATION.unlink(missing_ok=True)
         shutil.rmtree(folder)
 
 

@@ -150,21 +150,6 @@ def stores() -> Iterator[Path]:
         yield folder
 
 
-def test_a_store_that_is_mounted_read_only(stores: Path) -> None:
-    name = new_name()
-    do("create", name, VOL_SIZE="64", EXTP_STORE="second")
-    subprocess.run(["mount", "--bind", stores, stores], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", stores], check=True)
-        for action, volume in (("create", new_name()), ("remove", name)):
-            said = refused(action, volume, VOL_SIZE="64", EXTP_STORE="second")
-            assert "second can't be written: its file system is mounted read-only" in said
-            assert "dmesg" in said
-    finally:
-        subprocess.run(["umount", stores], check=True)
-    do("remove", name, EXTP_STORE="second")
-
-
 def test_a_volume_is_found_in_its_store_whatever_the_parameter_says(stores: Path) -> None:
     name = new_name()
     assert "main, second, away" in refused("create", name, VOL_SIZE="64", EXTP_STORE="third")

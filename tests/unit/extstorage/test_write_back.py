@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -49,3 +50,44 @@ def test_to_begin_is_a_system_call_that_can_fail(tmp_path: Path) -> None:
         file_system.begin_sync(writing)
     os.close(reading)
     os.close(writing)
+
+
+@pytest.mark.parametrize(("number", "is_lost"), [(errno.EUCLEAN, True), (errno.EIO, True), (errno.ENOSYS, False)])
+def test_what_could_not_even_begin_is_not_called_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_lost: bool
+) -> None:
+    """ext4 drops pages for which it finds no place, and tells the caller alone; the next fdatasync(2) says nothing."""
+
+    def fails(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(file_system, "begin_sync", fails)
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    session.open(True)
+    session.write(memoryview(bytes(PAGE)), 0)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        session.begin_flush()
+    if not is_lost:
+        session.flush()
+        return
+    for _ in range(2):
+        with pytest.raises(OSError, match=os.strerror(number)):
+            session.flush()
+    assert os.strerror(number) in session.loss
+
+
+def test_nothing_begins_while_a_flush_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(file_system, "begin_sync", told.append)
+    store = create_store(tmp_path / "store")
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    session.open(True)
+    session.write(memoryview(bytes(PAGE)), 0)
+    with session._volume._flushing:
+        session.begin_flush()
+    assert not told
+    session.begin_flush()
+    assert told

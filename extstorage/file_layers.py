@@ -74,9 +74,6 @@ class _FileRange:
         if self._data >= 0:
             os.close(self._data)
 
-    def _read(self, position: int, buffer: memoryview) -> None:
-        _read(self._data, position, buffer)
-
     def _holes(self, position: int, length: int) -> Iterator[tuple[int, bool]]:
         end = position + length
         for first, stop in _with_data(self._data, position, end):
@@ -152,7 +149,7 @@ class ContentFile(_FileRange, ContentLayer):
         super().__init__(str(path), os.O_RDONLY)
 
     def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
-        self._read(offset, buffer)
+        _read(self._data, offset, buffer)
 
     def holes(self, index: int, offset: int, length: int) -> Iterator[tuple[int, bool]]:
         return self._holes(offset, length)
@@ -182,7 +179,7 @@ class FileLayer(_FileRange):
             os.close(self._pages)
 
     def readinto(self, index: int, offset: int, buffer: memoryview) -> None:
-        self._read(index * BLOCK + offset, buffer)
+        _read(self._data, index * BLOCK + offset, buffer)
 
     def write(self, index: int, offset: int, data: memoryview, pages: int | None) -> None:
         _write(self._data, data, index * BLOCK + offset)

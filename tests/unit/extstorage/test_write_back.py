@@ -16,14 +16,22 @@ from extstorage.session import Session
 from extstorage.store import Info
 
 
-def test_a_disk_is_told_to_begin_only_when_there_is_something_to_flush(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(file_system, "begin_sync", told.append)
+@pytest.fixture
+def session(tmp_path: Path) -> Session:
     store = create_store(tmp_path / "store")
     catalog.create_volume(store, "vol", BLOCK)
-    session = Session(store, "vol")
+    return Session(store, "vol")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The descriptors of which the kernel was told."""
+    descriptors: list[int] = []
+    monkeypatch.setattr(file_system, "begin_sync", descriptors.append)
+    return descriptors
+
+
+def test_a_disk_is_told_to_begin_only_when_there_is_something_to_flush(session: Session, told: list[int]) -> None:
     assert not session.is_durable
     session.begin_flush()
     session.open(True)
@@ -54,7 +62,7 @@ def test_to_begin_is_a_system_call_that_can_fail(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "is_lost"), [(errno.EUCLEAN, True), (errno.EIO, True), (errno.ENOSYS, False)])
 def test_what_could_not_even_begin_is_not_called_flushed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_lost: bool
+    session: Session, monkeypatch: pytest.MonkeyPatch, number: int, is_lost: bool
 ) -> None:
     """ext4 drops pages for which it finds no place, and tells the caller alone; the next fdatasync(2) says nothing."""
 
@@ -62,9 +70,6 @@ def test_what_could_not_even_begin_is_not_called_flushed(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(file_system, "begin_sync", fails)
-    store = create_store(tmp_path / "store")
-    catalog.create_volume(store, "vol", BLOCK)
-    session = Session(store, "vol")
     session.open(True)
     session.write(memoryview(bytes(PAGE)), 0)
     with pytest.raises(OSError, match=os.strerror(number)):
@@ -78,12 +83,7 @@ def test_what_could_not_even_begin_is_not_called_flushed(
     assert os.strerror(number) in session.loss
 
 
-def test_nothing_begins_while_a_flush_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(file_system, "begin_sync", told.append)
-    store = create_store(tmp_path / "store")
-    catalog.create_volume(store, "vol", BLOCK)
-    session = Session(store, "vol")
+def test_nothing_begins_while_a_flush_is_under_way(session: Session, told: list[int]) -> None:
     session.open(True)
     session.write(memoryview(bytes(PAGE)), 0)
     with session._volume._flushing:

@@ -143,7 +143,8 @@ class Volume:
         if not self._cached:
             layer = self._existing_current()
             return layer.load_pages(index) if layer else 0
-        return self._learn(index) if index in self._unread else 0
+        # Known is what is not unread, so this is looked at last: another thread may just have learnt it.
+        return self._learn(index) if index in self._unread else self._owned.get(index, 0)
 
     def _learn(self, index: int) -> int:
         """Read the pages of a block that the store has, but has not told yet."""
@@ -152,8 +153,8 @@ class Volume:
         with self._state:
             # Another thread may have been faster, and may have written since.
             if index in self._unread:
-                self._unread.discard(index)
                 self._owned[index] = pages
+                self._unread.discard(index)
                 self._tell(index)
             return self._owned.get(index, 0)
 

@@ -11,10 +11,12 @@ import hashlib
 import re
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,7 @@ from extstorage.rados_errors import ChangedObjectError
 from extstorage.rados_store import RadosStore
 from extstorage.session import Session
 from extstorage.store import Info, Store
+from extstorage.volume import Volume
 from tests.datapath.actors import Processes
 from tests.datapath.checks import no_damage, read
 from tests.datapath.fake_rados import Error, Ioctx, WriteOp
@@ -390,6 +393,65 @@ def test_a_lost_block_of_a_volume_is_no_hole(monkeypatch: pytest.MonkeyPatch) ->
             reader.write(memoryview(b"x" * PAGE), 2 * BLOCK)
         assert read(reader, BLOCK, 3000) == b"new" * 1000
         reader.write(memoryview(b"x" * PAGE), PAGE)
+
+
+class Slow(dict[int, int]):
+    """Between a question and what is done about the answer, another thread is faster."""
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__(volume._owned)
+        self._volume = volume
+
+    def get(self, index: int, default: Any = None) -> Any:
+        found = super().get(index, default)
+        if index in self._volume._unread:
+            self._volume._learn(index)
+        return found
+
+
+class Late(set[int]):
+    """Another thread is interrupted where it takes the block out."""
+
+    def __init__(self, volume: Volume) -> None:
+        super().__init__(volume._unread)
+        self.look: Callable[[], None] = lambda: None
+
+    def discard(self, element: object) -> None:
+        assert isinstance(element, int)
+        super().discard(element)
+        self.look()
+
+
+@pytest.mark.parametrize("meanwhile", ["learnt", "being learnt"])
+def test_who_asks_what_a_block_has_while_another_one_learns_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    processes = Processes(1)
+    processes.patched(monkeypatch)
+    store = processes.open()
+    catalog.create_volume(store, "vol", BLOCK)
+    writer = Session(store, "vol")
+    writer.write(memoryview(b"old" * 1000), 0)
+    writer.snapshot("snap", Info(created=0.0))
+    writer.write(memoryview(b"new" * 1000), 0)
+    writer.shutdown()
+    # Whoever opens it first finds out what is there.
+    finder = Session(processes.open(), "vol")
+    finder.open(True)
+    finder.shutdown()
+    reader = Session(processes.open(), "vol")
+    reader.open(True)
+    volume = reader._volume
+    assert volume._unread == {0}
+    found: list[int] = []
+    if meanwhile == "learnt":
+        volume._owned = Slow(volume)
+    else:
+        volume._unread = late = Late(volume)
+        late.look = lambda: found.append(volume._owned_pages(0))
+    found.append(volume._owned_pages(0))
+    assert set(found) == {1}
+    assert read(reader, 0, 3000) == b"new" * 1000
 
 
 def test_a_late_change_of_one_who_gave_up_is_shut_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,8 +332,9 @@ class Session:
                 self._flush_held()
             # One that was taken over can't even ask the store, if that has shut it out; `open` begins anew.
             if not self._fenced:
-                self._volume = Volume(self._store, self._volume.map, cached=False)
+                # First what can fail: a volume without what is cached must not be written to.
                 self._seen = self._store.map_version(self._name)
+                self._volume = Volume(self._store, self._volume.map, cached=False)
                 # Without it, the other side of a migration waits for us in vain.
                 self._note(self._lock, yielded=True)
             self._marks.forget()

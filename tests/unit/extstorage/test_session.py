@@ -211,3 +211,23 @@ def test_who_was_taken_over_in_doubt_reads_what_the_new_writer_writes(
     new.write(B, PAGE)
     new.flush()
     assert read(old, PAGE) == bytes(B)
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_close_that_fails_half_way_forgets_no_page(monkeypatch: pytest.MonkeyPatch, atomic: bool) -> None:
+    store = MemoryStore(atomic=atomic)
+    catalog.create_volume(store, "vol", BLOCK)
+    session = Session(store, "vol")
+    session.write(A, 0)
+
+    def broken(_store: MemoryStore, _name: str) -> object:
+        raise OSError(errno.EIO, "bad disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryStore, "map_version", broken)
+        with pytest.raises(OSError, match="bad disk"):
+            session.close()
+    session.write(B, PAGE)
+    session.write(B, 2 * PAGE)
+    session.close()
+    assert read(Session(store, "vol"), 0, 3 * PAGE) == bytes(A) + bytes(B) * 2

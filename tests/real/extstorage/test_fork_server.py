@@ -226,7 +226,9 @@ def test_a_server_that_is_killed_again_and_again_harms_nobody() -> None:
         for one in created:
             one.result()
     for volume in volumes:
+        assert traces(volume) != []
         do("remove", volume)
+        assert traces(volume) == []
 
 
 def test_a_server_that_can_t_start_is_tried_again() -> None:

@@ -17,6 +17,9 @@ class ContentLayer:
     def prefetch(self, index: int, offset: int, length: int) -> None:
         """Nothing, where there is no cache to fill."""
 
+    def plain_object(self, index: int) -> str:
+        return ""
+
     def load_pages(self, index: int) -> int:
         return FULL
 

@@ -204,6 +204,9 @@ class FileLayer(_FileRange):
     def prefetch(self, index: int, offset: int, length: int) -> None:
         os.posix_fadvise(self._data, index * BLOCK + offset, length, os.POSIX_FADV_WILLNEED)
 
+    def plain_object(self, index: int) -> str:
+        return ""
+
     def begin_sync(self) -> None:
         file_system.begin_sync(self._data)
 

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 
@@ -31,6 +32,9 @@ class FileLock:
 
     def holder(self) -> Holder | None:
         return _read_holder(self._descriptor)
+
+    def sure_until(self) -> float:
+        return math.inf
 
     def record(self, holder: Holder) -> None:
         data = json.dumps(holder._asdict()).encode()

@@ -3,7 +3,8 @@
 
     nbdkit -f --unix RUN/nbd.sock python .../extstorage/nbdkit_plugin.py volume=NAME run=RUN [store=PLACE]
 
-RUN/store holds the name of the volume's store in the configuration; with store=, that place is taken instead.
+RUN/store holds the name of the volume's store in the configuration; with store=, that place is taken instead. With
+nbdkit-archipelago-plugin.so instead of "python", reads of plain blocks in RADOS don't come here (direct_reads.py).
 Runs as the store's user. Requests come in parallel threads; os.preadv, os.pwrite and fdatasync let go of the
 interpreter while they wait. A volume that can't be read is served all the same, with an error for each request, so that
 Ganeti can attach it and hence remove it (Ganeti never removes a volume whose attach fails).
@@ -29,7 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import nbdkit
 
-from extstorage import answer, control, names, sentences, specs, stores
+from extstorage import answer, control, direct_reads, names, sentences, specs, stores
+from extstorage.direct_reads import DirectReads
 from extstorage.errors import (
     BadStoreError,
     BrokenError,
@@ -78,7 +80,7 @@ _ERRNO: Mapping[type[Error], int] = {
 
 
 #: What `status` tells of the requests since the server started.
-_COUNTED = ("reads", "read_bytes", "writes", "written_bytes", "flushes", "discards", "errors")
+_COUNTED = ("reads", "direct_reads", "read_bytes", "writes", "written_bytes", "flushes", "discards", "errors")
 
 
 class Client(NamedTuple):
@@ -104,6 +106,7 @@ class Server:
         self.complaints: dict[str, str] = {}
         self.ending = threading.Event()
         self.requests = dict.fromkeys(_COUNTED, 0)
+        self.direct_reads: DirectReads | None = None
 
     @property
     def run(self) -> Path:
@@ -116,7 +119,7 @@ class Server:
             self.fault = fault.read_text(encoding="utf-8").strip()
             return
         try:
-            self.session = Session(self.reach(), self.settings["volume"], self.run)
+            self.session = Session(self.reach(), self.settings["volume"], self.run, self.direct())
             self.session.resume()
         except (Error, OSError) as error:
             self.fault = str(error)
@@ -140,6 +143,13 @@ class Server:
                     log.error("%s", error)
                     raise RuntimeError(str(error)) from None
             time.sleep(1.0)
+
+    def direct(self) -> DirectReads | None:
+        """What reads without us, if the plugin that runs us can, and the volume is where it can."""
+        place = self.place()
+        if "direct" in self.settings and isinstance(place, specs.RadosSpec):
+            self.direct_reads = direct_reads.within_plugin(int(self.settings["direct"]), place)
+        return self.direct_reads
 
     def pithos(self) -> Mapping[str, str]:
         """Where blocks are that the store does not have."""
@@ -244,7 +254,17 @@ class Server:
         holds = bool(self.session and self.session.holds_lock)
         fault = self.fault or (self.session.loss if self.session else "")
         found = {"mode": mode, "writer": holds, "size": self.size(), "fault": fault, "pid": os.getpid()}
-        return {**found, "requests": dict(self.requests)}
+        return {**found, "requests": self.counted()}
+
+    def counted(self) -> Mapping[str, int]:
+        """The requests, those among them that did not come here, too."""
+        counted = dict(self.requests)
+        if self.direct_reads is not None:
+            direct = self.direct_reads.count()
+            counted["reads"] += direct.reads
+            counted["read_bytes"] += direct.read_bytes
+            counted["direct_reads"] = direct.reads
+        return counted
 
     def count(self, kind: str, volume_of: str = "", length: int = 0) -> None:
         """One request. Without a lock: at worst two threads that meet here are counted as one."""
@@ -278,7 +298,7 @@ def thread_model() -> int:
 
 
 def config(key: str, value: str) -> None:
-    if key not in ("volume", "store", "run"):
+    if key not in ("volume", "store", "run", "direct"):
         raise ValueError(f"unknown parameter {key}")
     server.settings[key] = value
 

@@ -56,6 +56,9 @@ class ContentBlock(ContentLayer):
         if length > full:
             yield length - full, True
 
+    def plain_object(self, index: int) -> str:
+        return self._key
+
     def _missing(self) -> BrokenError:
         return BrokenError(path=self._key, reason="the content block is missing")
 

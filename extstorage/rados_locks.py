@@ -50,6 +50,9 @@ _FAREWELL = 2.0
 #: Bytes of a lock's object: each reader of a snapshot has an entry there.
 _LARGEST = 1 << 20
 
+#: The part of a lease after a renewal in which nobody can have taken the lock over: who waits sees a whole one pass.
+_SURE = 2 / 3
+
 #: Seconds between two looks at a lock that somebody has.
 _POLL = 0.1
 
@@ -121,7 +124,12 @@ class HeldLock:
         self.version = version
         self.state = state
         self.mutex = threading.Lock()
+        #: When the last renewal began that succeeded, in seconds of CLOCK_BOOTTIME: others' leases go on in our sleep.
+        self.renewed = 0.0
         self._locks = locks
+
+    def sure_until(self) -> float:
+        return 0.0 if self.lost or self._locks.are_lost else self.renewed + _SURE * self._locks.lease
 
     def holder(self) -> Holder | None:
         """The last holder on record, which is ours after `record`; None when the lock was lost."""
@@ -145,7 +153,7 @@ class Locks:
     def __init__(self, client: Client, lease: float, identity: Identity) -> None:
         self._client = client
         self._objects = client.objects
-        self._lease = lease
+        self.lease = lease
         self._identity = identity
         self._held: dict[str, HeldLock] = {}
         self._users: set[str] = set()
@@ -167,7 +175,7 @@ class Locks:
     def take(self, key: str, name: str, *, shared: bool = False, patience: float = 0.0) -> HeldLock:
         """Raises HeldError: at once if a holder is known to live, else after `patience` seconds."""
         deadline = time.monotonic() + patience
-        watch = _Watch(self._lease / 2)
+        watch = _Watch(self.lease / 2)
         while True:
             asked = time.monotonic()
             state, version = self._load(key)
@@ -189,7 +197,7 @@ class Locks:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                return self.take(key, name, patience=max(0.0, min(deadline - time.monotonic(), 2 * self._lease)))
+                return self.take(key, name, patience=max(0.0, min(deadline - time.monotonic(), 2 * self.lease)))
             except HeldError:
                 if time.monotonic() >= deadline:
                     raise
@@ -200,7 +208,7 @@ class Locks:
         living = []
         for kind in ("exclusive",) if shared else ("exclusive", "shared"):
             for entry in list(_entries(state, kind)):
-                if not watch.is_dead(entry, max(self._lease, float(entry["lease"]))):
+                if not watch.is_dead(entry, max(self.lease, float(entry["lease"]))):
                     living.append(entry)
                     continue
                 info("%s: taking over from %s, which is dead", self._client.place, _holder_of(entry))
@@ -216,7 +224,7 @@ class Locks:
             "id": token(),
             "since": time.time(),
             "address": self._client.address,
-            "lease": self._lease,
+            "lease": self.lease,
             "beat": 0,
         }
 
@@ -226,6 +234,7 @@ class Locks:
             state["shared"] = [one for one in state["shared"] if not _identity_of(one).has_ended()] + [entry]
         else:
             state["exclusive"] = entry
+        started = time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
             version = self._store(key, state, version)
         except ChangedObjectError:
@@ -234,6 +243,7 @@ class Locks:
             _LEFT.add(str(entry["id"]))
             raise
         held = HeldLock(self, key, entry, state, version)
+        held.renewed = started
         with self._mutex:
             self._held[held.id] = held
             self._users.add(held.id)
@@ -286,7 +296,7 @@ class Locks:
     # Renewing.
 
     def _renew_all(self) -> None:
-        while not self._ended.wait(self._lease / 3):
+        while not self._ended.wait(self.lease / 3):
             with self._mutex:
                 held = list(self._held.values())
             for lock in held:
@@ -298,8 +308,10 @@ class Locks:
             if entry is not None:
                 entry["beat"] += 1
 
+        started = time.clock_gettime(time.CLOCK_BOOTTIME)
         try:
             self.change(lock, beat)
+            lock.renewed = started
         except LostLockError as error:
             if self._forget(lock):
                 warning("%s", error)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import select
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -27,6 +27,9 @@ from ganeti_plugin.log import warning
 from ganeti_plugin.run import run
 
 PLUGIN = Path(__file__).resolve().parent / "nbdkit_plugin.py"
+
+#: The plugin that runs the other one, as nbdkit's own "python" does, and answers reads of plain blocks itself.
+NATIVE = Path("/usr/lib/snf-ganeti/nbdkit-archipelago-plugin.so")
 
 #: Seconds. A stop flushes what the guest wrote, which may be much. A detach ends a device and then a server, within the
 #: 900 s that Ganeti waits for it; what did not end by then is found ended by the next detach.
@@ -137,6 +140,11 @@ def _start(site: Site, name: str, store: str) -> None:
         raise ServerError(name=name, message="nothing, although it was started")
 
 
+def plugin() -> Sequence[str | Path]:
+    """What nbdkit is to run. In a checkout, where nothing has been compiled, Python answers everything."""
+    return (NATIVE if NATIVE.exists() else "python", PLUGIN)
+
+
 def _start_plain(site: Site, name: str) -> None:
     directory = site.directory(name)
     for leftover in ("nbd.sock", "nbdkit.pid"):
@@ -146,7 +154,7 @@ def _start_plain(site: Site, name: str) -> None:
     run(
         [
             *("nbdkit", "--unix", site.socket(name), "--pidfile", directory / "nbdkit.pid", *user),
-            *("python", PLUGIN, f"volume={name}", f"run={directory}"),
+            *(*plugin(), f"volume={name}", f"run={directory}"),
         ],
         timeout=START_TIMEOUT,
     )

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from extstorage import maps
+from extstorage.direct_reads import DirectReads
 from extstorage.errors import (
     AlreadyThereError,
     DoubtfulError,
@@ -30,7 +31,7 @@ from extstorage.identity import myself
 from extstorage.maps import VolumeMap
 from extstorage.modes import Mode, leave_mode, left_mode
 from extstorage.names import check_name, check_size
-from extstorage.run_pages import RunMarks
+from extstorage.run_pages import RunMarks, RunPages
 from extstorage.store import Holder, Info, Store, VolumeLock
 from extstorage.volume import Extent, Volume
 from ganeti_plugin.log import debug, info, warning
@@ -57,12 +58,16 @@ class _DiedError(HeldError):
 
 
 class Session:
-    """See the module. Thread-safe. `run` is the volume's directory under /run, if there is one."""
+    """See the module. Thread-safe. `run` is the volume's directory under /run, if there is one.
 
-    def __init__(self, store: Store, name: str, run: Path | None = None) -> None:
+    `direct`: who reads plain blocks without asking us. It stops when the lock is gone, and begins anew with each map.
+    """
+
+    def __init__(self, store: Store, name: str, run: Path | None = None, direct: DirectReads | None = None) -> None:
         self._store = store
         self._name = name
         self._run = run
+        self._direct = direct
         #: Where marks of owned pages go until a flush; a store that keeps them with the data needs none.
         self._marks = RunMarks(None if store.atomic_pages else run)
         self._gate = Gate()
@@ -94,7 +99,12 @@ class Session:
                 self._lock.release()
                 self._lock = None
         self.mode = Mode.SNAPSHOT if found.read_only else Mode.ATTACHED
-        self._volume = Volume(self._store, found, cached=found.read_only)
+        self._volume = self._volume_at(found, cached=found.read_only)
+
+    def _volume_at(self, volume_map: VolumeMap, *, cached: bool, run: RunPages | None = None) -> Volume:
+        """Nothing is read directly any more with regard to the one before."""
+        direct = self._direct.begin() if self._direct else None
+        return Volume(self._store, volume_map, cached=cached, run=run, direct=direct)
 
     @property
     def size(self) -> int:
@@ -142,7 +152,7 @@ class Session:
         """For reads without the lock: the map as it is now."""
         version = self._store.map_version(self._name)
         if version != self._seen:
-            self._volume = Volume(self._store, self._store.read_map(self._name), cached=False)
+            self._volume = self._volume_at(self._store.read_map(self._name), cached=False)
             self._seen = version
         return self._volume
 
@@ -227,8 +237,13 @@ class Session:
 
     def _check_lock(self) -> None:
         if self._lock_is_lost():
-            self._fenced = True
+            self._fence()
             raise FencedError(name=self._name)
+
+    def _fence(self) -> None:
+        self._fenced = True
+        if self._direct is not None:
+            self._direct.begin()
 
     def _lock_is_lost(self) -> bool:
         """Whether another server took the volume over."""
@@ -294,7 +309,7 @@ class Session:
             with self._gate.hold(self._name):
                 self.loss = loss
                 self._load_settled()
-                self._lock, self._token = lock, holder.token
+                self._token, self._lock = holder.token, lock
         except BaseException:
             if self._lock is not lock:
                 lock.release()
@@ -313,7 +328,7 @@ class Session:
         self._load(found)
 
     def _load(self, volume_map: VolumeMap) -> None:
-        self._volume = Volume(self._store, volume_map, cached=True, run=self._marks.pages(volume_map.current))
+        self._volume = self._volume_at(volume_map, cached=True, run=self._marks.pages(volume_map.current))
         if self.loss:
             self._volume.distrust(OSError(errno.EIO, self.loss))
 
@@ -334,7 +349,7 @@ class Session:
             if not self._fenced:
                 # First what can fail: a volume without what is cached must not be written to.
                 self._seen = self._store.map_version(self._name)
-                self._volume = Volume(self._store, self._volume.map, cached=False)
+                self._volume = self._volume_at(self._volume.map, cached=False)
                 # Without it, the other side of a migration waits for us in vain.
                 self._note(self._lock, yielded=True)
             self._marks.forget()
@@ -353,11 +368,17 @@ class Session:
                 lock.record(last._replace(yielded=yielded, loss=loss))
 
     def poll(self) -> None:
-        """To be called now and then: yield to the other side of a migration if it asks."""
+        """To be called now and then: have direct reads go on if we have the lock; yield to a migration's other side."""
+        self._extend_direct()
         if self.mode is Mode.SHARED and self.holds_lock and self._store.lock_is_asked_for(self._name):
             with self._control:
                 if self.mode is Mode.SHARED:
                     self._give_up()
+
+    def _extend_direct(self) -> None:
+        lock = self._lock
+        if self._direct is not None:
+            self._direct.trust(lock.sure_until() if lock is not None and not self._fenced else 0.0)
 
     # What Ganeti asks for.
 
@@ -384,11 +405,11 @@ class Session:
         """Begin anew after another server took the volume over: what was not flushed then is lost."""
         with self._gate.hold(self._name):
             # First of all nobody may rely on the lock: a store that has shut this client out begins anew then, too.
-            self._fenced = True
+            self._fence()
             if self._lock is not None:
                 self._lock.release()
             self._lock, self._token = None, ""
-            self._volume = Volume(self._store, self._store.read_map(self._name), cached=False)
+            self._volume = self._volume_at(self._store.read_map(self._name), cached=False)
             self._seen = self._store.map_version(self._name)
             self._marks.forget()
             self._fenced = self._in_doubt = False

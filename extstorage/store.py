@@ -138,6 +138,9 @@ class Layer(Protocol):
     def prefetch(self, index: int, offset: int, length: int) -> None:
         """Have a range at hand that will be read soon, if there is a cache to fill."""
 
+    def plain_object(self, index: int) -> str:
+        """The object in RADOS, in the store's own place, that is the block byte for byte; "" if there is none."""
+
     def begin_sync(self) -> None:
         """Have what was written be on its way, so that the next `sync` has little to wait for. It promises nothing."""
 
@@ -165,6 +168,9 @@ class VolumeLock(Protocol):
 
     def holder(self) -> Holder | None:
         """The record as it stands now: ours, unless somebody took the volume over."""
+
+    def sure_until(self) -> float:
+        """Until when nobody can have taken the volume over, in seconds of CLOCK_BOOTTIME; 0 if somebody may have."""
 
     def record(self, holder: Holder) -> None:
         """Say who has the volume: for messages, and for who has it next."""

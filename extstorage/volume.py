@@ -15,11 +15,13 @@ Order is everything here:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from extstorage.direct_reads import Allowed
 from extstorage.errors import BrokenError
 from extstorage.maps import DEPTH, Source, VolumeMap
 from extstorage.names import BLOCK, PAGE
@@ -52,14 +54,23 @@ class Volume:
     """One volume at one map. Who may call what when is the business of `session.py`.
 
     `cached` means that nobody else can change the volume: owned pages are kept in memory. Otherwise each read asks
-    the store.
+    the store, and none goes by `direct`.
     """
 
-    def __init__(self, store: Store, volume_map: VolumeMap, *, cached: bool, run: RunPages | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        volume_map: VolumeMap,
+        *,
+        cached: bool,
+        run: RunPages | None = None,
+        direct: Allowed | None = None,
+    ) -> None:
         self.map = volume_map
         self._store = store
         self._run = run
         self._cached = cached
+        self._direct = direct if cached else None
         self._layers: dict[Source, Layer] = {}
         self._current: Layer | None = None
         self._bases: dict[int, Base] = {}
@@ -233,6 +244,7 @@ class Volume:
         if self._current is not None and self._owned.get(index) == FULL:
             # The most frequent case by far, and each request holds up the other threads as long as it is in Python.
             self._current.readinto(index, offset, buffer)
+            self._offer(index)
             return
         end = offset + len(buffer)
         owned = self._owned_pages(index)
@@ -244,6 +256,7 @@ class Volume:
             for layer, bits in self._base(index):
                 if bits & wanted == wanted:
                     self._layer(layer).readinto(index, offset, buffer)
+                    self._offer(index)
                     return
         pieces = self._pieces(index, offset // PAGE, -(-end // PAGE), owned)
         for first, stop, source in pieces:
@@ -253,6 +266,26 @@ class Volume:
                 part[:] = bytes(len(part))
             else:
                 self._layer(source).readinto(index, start, part)
+
+    def _offer(self, index: int) -> None:
+        """The next read of the block need not come here, if it is all in one object."""
+        if self._direct is not None:
+            self._direct.offer(index, self._plain_object)
+
+    def _plain_object(self, index: int) -> str:
+        if index in self._unread:
+            return ""
+        owned = self._owned.get(index, 0)
+        if owned == FULL:
+            return self._current.plain_object(index) if self._current else ""
+        # Only what is open: this is no time for a question to the store.
+        base = () if owned else self._bases.get(index, ())
+        layer = self._layers.get(base[0][0]) if base and base[0][1] == FULL else None
+        return layer.plain_object(index) if layer else ""
+
+    def _retracted(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Around the moment from which on the block is seen to be another one."""
+        return self._direct.forgetting(index) if self._direct is not None else contextlib.nullcontext()
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """What is allocated, from `offset`; may stop early, but never before the first extent."""
@@ -366,7 +399,7 @@ class Volume:
         return FULL
 
     def _mark(self, index: int, pages: int) -> None:
-        with self._state:
+        with self._retracted(index), self._state:
             owned = self._owned.get(index, 0) | pages
             if self._run is not None:
                 self._run.set(index, owned)
@@ -410,7 +443,12 @@ class Volume:
         with self._block_locks[index % _STRIPES]:
             owned = self._owned_pages(index)
             gained = wanted | self._merge(layer, index, first * PAGE, (end - first) * PAGE)
-            layer.punch(index, first * PAGE, (end - first) * PAGE, owned | gained)
+            try:
+                layer.punch(index, first * PAGE, (end - first) * PAGE, owned | gained)
+            except BaseException:
+                with self._retracted(index):
+                    """Done or not: what was a plain block may have zero pages."""
+                raise
             self._mark(index, gained)
 
     @property

@@ -11,6 +11,7 @@ can't be read, the cluster shuts a client out that did nothing wrong.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 import time
@@ -22,7 +23,20 @@ from typing import Any
 
 import pytest
 
-from extstorage import content, intake, marks, rados_bodies, rados_contents, rados_locks, rados_pool, session
+from extstorage import (
+    content,
+    direct_reads,
+    gate,
+    intake,
+    marks,
+    rados_bodies,
+    rados_contents,
+    rados_layers,
+    rados_locks,
+    rados_pool,
+    session,
+    volume,
+)
 from extstorage.names import BLOCK
 from extstorage.rados_locks import Identity, Locks
 from extstorage.rados_pool import Objects
@@ -86,6 +100,7 @@ class Actor:
         self.name = name
         self.turn = threading.Semaphore(0)
         self.wakes = 0.0
+        self.awaits: object = None
         self.fate: BaseException | None = None
         self.ended = False
         self.doomed = -1
@@ -142,6 +157,30 @@ class Processes:
         patch.setattr(intake, "AHEAD", 1)
         patch.setattr(intake, "CHECKPOINT", self.chance.choice((1, 2)) * BLOCK)
 
+    def share_a_process(self, patch: pytest.MonkeyPatch) -> None:
+        """Actors may be threads of one process: who waits for another's lock lets others go on."""
+        for module in (direct_reads, gate, rados_layers, rados_locks, session, volume):
+            patch.setattr(module, "threading", _Threading(self))
+
+    def wait(self, what: object) -> None:
+        actor: Actor = self._own.actor
+        actor.awaits = what
+        actor.wakes = math.inf
+        self._switch(actor)
+
+    def pause(self) -> None:
+        """A thread may be interrupted here."""
+        actor: Actor | None = getattr(self._own, "actor", None)
+        if actor is not None and self.chance.random() > self._haste:
+            self._switch(actor)
+
+    def wake(self, what: object) -> None:
+        """Those that wait for it."""
+        for actor in self._actors:
+            if actor.awaits is what:
+                actor.awaits = None
+                actor.wakes = self.now
+
     def open(self, node: str = "node", *, deadline: float = 0.0, beside: RadosStore | None = None) -> RadosStore:
         """As one more process, or as one that has it open already."""
         if not self._stores:
@@ -168,6 +207,11 @@ class Processes:
         return self.now
 
     def time(self) -> float:
+        return self.now
+
+    CLOCK_BOOTTIME = 7
+
+    def clock_gettime(self, clock: int) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
@@ -252,7 +296,9 @@ class Processes:
         living = [actor for actor in self._actors if not actor.ended]
         if not living:
             return None
-        self.now = max(self.now, min(actor.wakes for actor in living))
+        wakes = min(actor.wakes for actor in living)
+        assert wakes < math.inf, "the actors wait for each other"
+        self.now = max(self.now, wakes)
         return self.chance.choice([actor for actor in living if actor.wakes <= self.now])
 
     def _renew(self, store: RadosStore) -> None:
@@ -274,6 +320,72 @@ class _Module:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(fake_rados, name)
+
+
+class _Threading:
+    """What some modules take for `threading`."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.Lock = self.RLock = lambda: _Mutex(processes)
+        self.Condition = _Condition
+        self.Event, self.Thread = threading.Event, threading.Thread
+
+
+class _Mutex:
+    """A lock, which may be taken again by who has it."""
+
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
+        self._owner = self._depth = 0
+
+    def acquire(self, blocking: bool = True) -> bool:
+        mine = threading.get_ident()
+        while self._depth and self._owner != mine:
+            if not blocking:
+                return False
+            self.processes.wait(self)
+        self._owner = mine
+        self._depth += 1
+        return True
+
+    def locked(self) -> bool:
+        return self._depth > 0
+
+    def release(self) -> None:
+        self._depth -= 1
+        self.processes.wake(self)
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_exc: object) -> None:
+        self.release()
+        self.processes.pause()
+
+
+class _Condition:
+    def __init__(self, lock: _Mutex) -> None:
+        self._lock = lock
+        self._processes = lock.processes
+
+    def wait(self) -> None:
+        self._lock.release()
+        self._processes.wait(self)
+        self._lock.acquire()
+
+    def wait_for(self, predicate: Callable[[], bool], _timeout: float) -> bool:
+        while not predicate():
+            self.wait()
+        return True
+
+    def notify_all(self) -> None:
+        self._processes.wake(self)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_exc: object) -> None:
+        self._lock.release()
 
 
 class _AtOnce:

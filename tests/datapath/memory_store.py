@@ -86,6 +86,9 @@ class MemoryLayer:
     def prefetch(self, index: int, offset: int, length: int) -> None:
         """Memory needs none."""
 
+    def plain_object(self, index: int) -> str:
+        return ""
+
     def begin_sync(self) -> None:
         """There is no disk."""
 
@@ -144,6 +147,9 @@ class MemoryLock:
 
     def holder(self) -> Holder | None:
         return self._store.holders.get(self._name)
+
+    def sure_until(self) -> float:
+        return math.inf
 
     def record(self, holder: Holder) -> None:
         self._store.holders[self._name] = holder

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import nbd
 
-from extstorage import answer, control
+from extstorage import answer, control, servers
 from extstorage.errors import HeldError, NotOpenError, ReadOnlyError, ServerError
 from extstorage.session import Session
 from extstorage.store import Info
 from extstorage.volume import Extent
 
-PLUGIN = Path(__file__).parents[2] / "extstorage" / "nbdkit_plugin.py"
 START = 30.0
 CONNECTIONS = 3
 
@@ -56,7 +55,7 @@ class NbdSession(Session):
             leftover.unlink(missing_ok=True)
         self.process = subprocess.Popen(
             [
-                *("nbdkit", "-f", "--unix", socket, "python", PLUGIN),
+                *("nbdkit", "-f", "--unix", socket, *servers.plugin()),
                 *(f"volume={self._name}", f"store={self._spec}", f"run={self._directory}"),
             ],
             stderr=subprocess.DEVNULL,

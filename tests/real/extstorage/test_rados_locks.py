@@ -276,6 +276,10 @@ class Clock:
         return self.now
 
     time = monotonic
+    CLOCK_BOOTTIME = 7
+
+    def clock_gettime(self, clock: int) -> float:
+        return self.now
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds

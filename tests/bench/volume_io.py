@@ -143,14 +143,10 @@ def many_writes(target: str, measured: Measured, whose: str) -> None:
         measured.setdefault(f"{whose} 1024 over untouched{again}", []).append(seconds)
 
 
-def random_reads(target: str, measured: Measured, whose: str, counts: tuple[int, int]) -> None:
+def reads(target: str, measured: Measured, whose: str, counts: tuple[int, int]) -> None:
     small, many = counts
     measured.setdefault(f"{whose} read QD1", []).append(bench(target, small, step=FAR))
     measured.setdefault(f"{whose} read QD32", []).append(bench(target, many, depth=32, step=FAR))
-
-
-def reads(target: str, measured: Measured, whose: str, counts: tuple[int, int]) -> None:
-    random_reads(target, measured, whose, counts)
     measured.setdefault(f"{whose} sequential read", []).append(bench(target, 2 * BLOCKS, depth=2, size=BLOCK))
 
 
@@ -171,7 +167,7 @@ def measure_rados(rounds: int) -> Measured:
             for target, whose in ((uri(full), "ours"), (rbd_uri("plain"), "peer")):
                 reads(target, measured, whose, RADOS_READS)
                 sequential_write(target, measured, whose)
-            random_reads(served, measured, "served peer", RADOS_READS)
+            reads(served, measured, "served peer", RADOS_READS)
     rbd("rm", "--no-progress", "plain")
     for _ in range(rounds):
         for passes in (first_writes, many_writes):

@@ -40,7 +40,7 @@ def exports(values: dict[str, str]) -> str:
 
 def import_image(name: str, size: int) -> None:
     """An image of `size` bytes with data in every block, unless it is there."""
-    if name in done("archipelago", "image", "list").split():
+    if name in done("archipelago", "image", "list", "--store", "main").split():
         return
     path = f"/var/tmp/{name}.raw"
     done("/usr/bin/python3", "-c", FILL, path, str(size), str(BLOCK))

@@ -22,11 +22,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
-from extstorage.specs import RadosSpec
+from extstorage.specs import CONNECT_TIMEOUT, RadosSpec
 from ganeti_plugin.log import warning
-
-#: Seconds until a cluster that does not answer is given up. Reads go through Python then.
-CONNECT_TIMEOUT = 15
 
 #: Of what the plugin and we know of each other; the same number in native/archipelago-plugin.c.
 VERSION = 1

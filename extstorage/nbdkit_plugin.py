@@ -119,23 +119,26 @@ class Server:
             self.fault = fault.read_text(encoding="utf-8").strip()
             return
         try:
-            self.session = Session(self.reach(), self.settings["volume"], self.run, self.direct())
+            store, place = self.reach()
+            self.direct_reads = self.direct(place)
+            self.session = Session(store, self.settings["volume"], self.run, self.direct_reads)
             self.session.resume()
         except (Error, OSError) as error:
             self.fault = str(error)
             log.error("%s", error)
             fault.write_text(f"{error}\n", encoding="utf-8")
 
-    def reach(self) -> Store:
-        """The store. A guest whose server died waits for it, rather than that we answer with errors.
+    def reach(self) -> tuple[Store, specs.Spec]:
+        """The store, and where that is. A guest whose server died waits for it, rather than that we answer with errors.
 
         While the store can't be asked, the process ends now and then, so that systemd and attach know what goes on.
         """
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
+                place = self.place()
                 # No deadline for what follows: a write whose fate is unknown can't be answered.
-                return stores.open_store(self.place(), deadline=0, pithos=self.pithos())
+                return stores.open_store(place, deadline=0, pithos=self.pithos()), place
             except (BadStoreError, UnreachableStoreError) as error:
                 if not was_served(self.run):
                     raise
@@ -144,12 +147,11 @@ class Server:
                     raise RuntimeError(str(error)) from None
             time.sleep(1.0)
 
-    def direct(self) -> DirectReads | None:
+    def direct(self, place: specs.Spec) -> DirectReads | None:
         """What reads without us, if the plugin that runs us can, and the volume is where it can."""
-        place = self.place()
-        if "direct" in self.settings and isinstance(place, specs.RadosSpec):
-            self.direct_reads = direct_reads.within_plugin(int(self.settings["direct"]), place)
-        return self.direct_reads
+        if "direct" not in self.settings or not isinstance(place, specs.RadosSpec):
+            return None
+        return direct_reads.within_plugin(int(self.settings["direct"]), place)
 
     def pithos(self) -> Mapping[str, str]:
         """Where blocks are that the store does not have."""

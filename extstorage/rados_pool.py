@@ -24,15 +24,11 @@ import rados
 from extstorage.errors import FencedClientError, FullStoreError, UnreachableStoreError
 from extstorage.names import token
 from extstorage.rados_errors import ChangedObjectError, NoAttributeError, NoObjectError, RadosError
-from extstorage.specs import RadosSpec
+from extstorage.specs import CONNECT_TIMEOUT, RadosSpec
 from extstorage.store import Space
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
-
-#: Seconds until a cluster that does not answer at all is given up, at the beginning and for commands to monitors.
-#: A whole number: what python3-rados 18.2 calls an int it takes no float for (Cython 3 sees to that; 16.2 took one).
-CONNECT_TIMEOUT = 15
 
 #: LIBRADOS_OPERATION_FULL_TRY and _FULL_FORCE of librados.h, which 16.2 does not name in Python.
 _FORCE = 64 | 128

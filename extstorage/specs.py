@@ -18,6 +18,10 @@ from typing import NamedTuple
 from extstorage.errors import BadStoreSpecError, NoSuchStoreError
 from extstorage.names import is_store_name
 
+#: Seconds until a cluster that does not answer at all is given up, at the beginning and for commands to monitors.
+#: A whole number: what python3-rados 18.2 calls an int it takes no float for (Cython 3 sees to that; 16.2 took one).
+CONNECT_TIMEOUT = 15
+
 _RADOS_OPTIONS = ("conf", "user", "keyring", "lease")
 
 

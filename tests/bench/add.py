@@ -10,7 +10,7 @@ import time
 from ganeti_plugin.errors import StateError
 from ganeti_plugin.run import run, spawn
 from tests.bench.figures import Figure
-from tests.bench.place import median
+from tests.bench.place import has_image, median
 from tests.place import ROOT, TESTBED, done
 
 NAME = "bench1.test"
@@ -32,7 +32,7 @@ COMMAND = (
 def prepare() -> None:
     """The Debian image and the network, unless they are there."""
     run([ROOT / "tests/guest/build-image"], timeout=1500)
-    if IMAGE not in done("archipelago", "image", "list", "--store", "main").split():
+    if not has_image(IMAGE):
         done("archipelago", "image", "import", IMAGE, "/srv/cache/guest/debian-12.raw", "--format", "raw")
     if "public" not in done("gnt-network", "list", "--no-headers", "-o", "name").split():
         addresses = ("--network=198.51.100.0/24", "--gateway=198.51.100.1")

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tests.bench.figures import Figure
-from tests.bench.place import Job, timed
+from tests.bench.place import Job, has_image, timed
 from tests.place import done
 
 PROVIDER = "/usr/share/ganeti/extstorage/archipelago"
@@ -40,7 +40,7 @@ def exports(values: dict[str, str]) -> str:
 
 def import_image(name: str, size: int) -> None:
     """An image of `size` bytes with data in every block, unless it is there."""
-    if name in done("archipelago", "image", "list", "--store", "main").split():
+    if has_image(name):
         return
     path = f"/var/tmp/{name}.raw"
     done("/usr/bin/python3", "-c", FILL, path, str(size), str(BLOCK))

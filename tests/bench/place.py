@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ganeti_plugin import log
 from ganeti_plugin.errors import StateError
-from tests.place import TESTBED, host
+from tests.place import TESTBED, done, host
 
 CACHE = Path("/var/cache/snf-ganeti")
 
@@ -28,6 +28,11 @@ class Job:
     prepare: str = ""
     cleanup: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def has_image(name: str) -> bool:
+    """Whether the default store has it. Others may not have been made yet."""
+    return name in done("archipelago", "image", "list", "--store", "main").split()
 
 
 def median(values: Sequence[float]) -> float:
